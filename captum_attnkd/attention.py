@@ -1,0 +1,55 @@
+"""Attention at one level: a gate over channels, then a gate over positions (Woo et al., 2018, CBAM's order)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LevelAttention(nn.Module):
+    """Channel gate, then spatial gate. At initialisation both pass the features unchanged.
+
+    Args:
+        channels: C of the level.
+        views: how many learned projections the spatial gate sees beside CBAM's mean and maximum over channels.
+    """
+
+    def __init__(self, channels: int, views: int = 6) -> None:
+        super().__init__()
+        hidden = max(channels // 16, 8)
+        self.channel = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        self.view = nn.Conv2d(channels, views, 1)
+        self.spatial = nn.Conv2d(views + 2, 1, 7, padding=3)
+        for last in (self.channel[-1], self.spatial):
+            assert isinstance(last, (nn.Linear, nn.Conv2d))
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend to features.
+
+        Args:
+            features: (B, C, h, w), as the head needs them.
+            scaled: the same, brought to zero mean and unit deviation per channel; what the gates look at.
+
+        Returns:
+            The attended features (B, C, h, w), whose spatial mean is the attention-weighted mean of the features; and the
+            attention map (B, 1, h, w) in (0, 1), 0.5 at initialisation.
+        """
+        gate = self.channel(scaled.mean(dim=(2, 3))) + self.channel(scaled.amax(dim=(2, 3)))
+        gate = 2 * torch.sigmoid(gate)[:, :, None, None]
+        looks = torch.cat(
+            [scaled.mean(1, keepdim=True), scaled.amax(1, keepdim=True), F.relu(self.view(scaled))], dim=1
+        )
+        attention = torch.sigmoid(self.spatial(looks))
+        # Relative to its mean: turning the whole map down changes nothing, only where it is high and low.
+        return features * gate * (attention / attention.mean(dim=(2, 3), keepdim=True)), attention
+
+
+def attended_area(attention: Tensor) -> Tensor:
+    """How large a share of the positions an attention map (B, 1, h, w) takes in, counted by its peak: a scalar in (0, 1].
+
+    1 for a uniform map, 1/(h w) for a single position.
+    """
+    return (attention.mean(dim=(2, 3)) / attention.amax(dim=(2, 3))).mean()

@@ -1,0 +1,460 @@
+"""AttentiveKDAttribution: the door. Fit once, then explain in one forward pass, wherever a Captum method stood."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from captum.attr import Attribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from . import checkpoint
+from .agreement import Agreement
+from .allocator import kept_buffers
+from .classes import ClassesLike, class_of_each, classes_of_each
+from .errors import CheckpointError, InputError, NotFittedError, TargetError
+from .fitting import Fit, FitSettings
+from .images import Survey, checked_images, survey
+from .plan import Plan, StudentKind, example_batch, make_plan
+from .report import FitReport
+from .student import StudentOutput
+from .surrogate import Query, Surrogate
+from .target import OutputKind, Target, check_output, left_as_found, own_randomness
+
+Self = TypeVar("Self", bound="AttentiveKDAttribution")
+
+
+class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is untyped
+    """Attentive knowledge distillation (after Lee & Kim, Sensors 2021, 21(4):1280) as a Captum attribution method.
+
+    The model is distilled once into a surrogate: an attention-based student, and an explanation network that fuses the
+    attention and class evidence of all its levels. From then on every explanation is one forward pass.
+
+    Args:
+        forward_func: the classifier, any callable from images (B, C, H, W) to class scores (B, K): a module in evaluation
+            mode, a scripted or quantised module, or a function. It is left exactly as it was found.
+        student: "auto" grafts the student on the model's own layers where they can be tapped and gradients flow, and else
+            builds a compact student from outputs alone; "grafted" and "compact" insist.
+        levels: names of the model's modules to tap (`model.named_modules()`), for a grafted student; None finds them.
+        backbone: network of a compact student: a torchvision model's name (untrained), or a module of yours, which is
+            then trained in place; None uses a small network of our own.
+        output: whether the model returns "logits" or "probabilities"; "auto" decides by its answers.
+        max_images_per_second: bound on how fast images are sent to the model, for metered services.
+
+    Examples:
+        >>> attribution = AttentiveKDAttribution(model).fit(loader)  # loader yields images, or (images, anything)
+        >>> maps = attribution.attribute(images, target=labels)  # as any Captum method
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        student: StudentKind = "auto",
+        levels: Sequence[str] | None = None,
+        backbone: str | nn.Module | None = None,
+        output: OutputKind = "auto",
+        max_images_per_second: float | None = None,
+    ) -> None:
+        super().__init__(forward_func)
+        if student not in ("auto", "grafted", "compact"):
+            raise InputError(f"student must be 'auto', 'grafted' or 'compact', got {student!r}")
+        self._target = Target(forward_func, output, max_images_per_second)
+        self._student_kind, self._level_names, self._backbone = student, levels, backbone
+        self._surrogate: Surrogate | None = None
+        self._plan: Plan | None = None
+        self._found: dict[str, Any] = {}
+        self._probe: Tensor | None = None
+        self.report_: FitReport | None = None
+
+    # -- fitting -----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is a surrogate to ask."""
+        return self._surrogate is not None
+
+    def fit(
+        self: Self,
+        loader: Iterable[Any],
+        *,
+        val_loader: Iterable[Any] | None = None,
+        image_key: Any = None,
+        distil_steps: int = FitSettings.distil_steps,
+        explain_steps: int = FitSettings.explain_steps,
+        batch_size: int = FitSettings.batch_size,
+        learning_rate: float = FitSettings.learning_rate,
+        patience: int = FitSettings.patience,
+        seed: int = FitSettings.seed,
+        precision: str = FitSettings.precision,
+        resume_from: str | os.PathLike[str] | None = None,
+        accelerator: Any = None,
+        progress: bool | None = None,
+    ) -> Self:
+        """Distil the model into a surrogate. Labels are not needed.
+
+        Args:
+            loader: a DataLoader, or any iterable that can be gone through repeatedly, of images (B, C, H, W) as the model takes them, of
+                tuples or lists that begin with the images, or of mappings (then `image_key`).
+            val_loader: images for the report and for early stopping; None holds out a tenth of the loader's images (256
+                at most), chosen by their content. Give one where the loader augments at random.
+            image_key: where a batch holds the images: a key of a mapping, or a place in a tuple.
+            distil_steps: of stage 1 (the student learns the model's outputs) at most.
+            explain_steps: of stage 2 (the explanation network learns under a frozen judge) at most.
+            batch_size: images a step, whatever the loader's batches are.
+            learning_rate: the highest.
+            patience: checks on held-out images without a better score before a stage stops.
+            seed: the same seed, images and hardware give the same weights.
+            precision: "auto", "fp32" or "bf16".
+            resume_from: a file to which the state is saved as the fit goes on. Where it exists already, the fit goes on
+                from it, to the weights it would have had without the interruption.
+            accelerator: an `accelerate.Accelerator` of yours, for several GPUs or machines.
+            progress: whether to show progress bars; None shows them on a terminal.
+
+        Returns:
+            self, with `report_` set. Where an error is raised, self is as it was before.
+
+        Raises:
+            LoaderError: the loader gives nothing, or something that is not a batch of images.
+            TargetError: the model is in training mode, behaves randomly, or its output is not (B, K).
+            CheckpointError: `resume_from` is damaged or belongs to another fit.
+        """
+        settings = FitSettings(
+            distil_steps, explain_steps, batch_size, learning_rate, patience, seed=seed, precision=precision
+        )
+        target = self._target.fresh()
+        with left_as_found(self.forward_func), own_randomness(seed), kept_buffers(target.on_cpu):
+            target.check_mode()
+            found = survey(loader, image_key, val_loader)
+            device = target.device or found.held_out.device
+            examples = example_batch(found.held_out.to(device, found.dtype))
+            target.dtype = found.dtype
+            differentiable = target.examine(examples)
+            classes = target.raw(examples).shape[1]
+            plan = make_plan(
+                target,
+                examples,
+                classes,
+                self._student_kind,
+                self._level_names,
+                self._backbone,
+                differentiable,
+            )
+            surrogate = plan.build(target, self._backbone if isinstance(self._backbone, nn.Module) else None)
+            fit = Fit(
+                surrogate, target, plan, found, loader, differentiable, settings,
+                image_key=image_key, accelerator=accelerator, state=None if resume_from is None else Path(resume_from), progress=progress,
+            )  # fmt: skip
+            report = fit.run()
+            probe = _probe_answer(target, plan, found.mean, found.deviation, device)
+        self._target, self._plan, self._surrogate, self._probe = (
+            target,
+            plan,
+            surrogate.eval().requires_grad_(False),
+            probe,
+        )
+        self._found = _statistics(found)
+        self.report_ = report
+        return self
+
+    # -- explaining --------------------------------------------------------------------------------------------------
+
+    @log_usage()  # type: ignore[untyped-decorator]  # captum is untyped; NoiseTunnel needs the __wrapped__ it leaves
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: ClassesLike = None,
+        additional_forward_args: Any = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Saliency of every pixel for a class, in one forward pass.
+
+        Args:
+            inputs: images (B, C, H, W) as the model takes them, or a 1-tuple of them. Sizes other than the fitted one work
+                where the networks allow.
+            target: the class to explain: an int, a 0-d or 1-element tensor or a tuple of one int for all images; a tensor, list of ints or
+                list of tuples for each. None explains the class the model predicts (a compact student then asks the model).
+            additional_forward_args: handed to the model after the images.
+
+        Returns:
+            Attributions of exactly the inputs' shape and dtype, in [0, 1], the same in every channel, contiguous; a 1-tuple
+            for a 1-tuple.
+
+        Raises:
+            NotFittedError: neither `fit` nor `load` was called.
+            InputError: images or classes cannot be used. A `target` of the wrong length also is an AssertionError.
+        """
+        images, was_tuple = _unpacked(inputs)
+        mask = self.saliency(images, target, additional_forward_args=additional_forward_args)
+        attributions = mask.to(images.dtype).repeat(1, images.shape[1], 1, 1)
+        return (attributions,) if was_tuple else attributions
+
+    def attribute_future(self, *args: Any, **kwargs: Any) -> None:
+        """Not offered, as by Captum's own methods."""
+        raise NotImplementedError("attribute_future is not implemented for AttentiveKDAttribution; use attribute")
+
+    def saliency(
+        self,
+        inputs: Tensor,
+        target: ClassesLike = None,
+        versus: ClassesLike = None,
+        additional_forward_args: Any = None,
+    ) -> Tensor:
+        """The saliency mask (B, 1, H, W), float32, in [0, 1].
+
+        Args:
+            inputs: images (B, C, H, W).
+            target: as in `attribute`.
+            versus: a rival class, given as `target` is: the mask then tells why `target` rather than `versus`.
+            additional_forward_args: handed to the model after the images.
+        """
+        surrogate, images = self._ready(inputs)
+        count, extra = len(images), _extra(additional_forward_args)
+        wanted = class_of_each(target, count, self.classes, "target")
+        rivals = class_of_each(versus, count, self.classes, "versus")
+        with torch.no_grad():
+            seen, output = self._see(surrogate, images, extra)
+            if wanted is None:
+                wanted = self._answer(seen, output, images, extra).argmax(dim=1)
+            if rivals is not None and bool((rivals.to(wanted.device) == wanted).any()):
+                raise InputError("versus names the class that is explained; a rival must be another class")
+            query = Query(
+                wanted.to(images.device)[:, None],
+                None if rivals is None else rivals.to(images.device)[:, None],
+            )
+            return surrogate.explain(images, seen, query).saliency((images.shape[-2], images.shape[-1]))
+
+    def saliency_all(
+        self,
+        inputs: Tensor,
+        targets: Sequence[int] | Tensor | None = None,
+        additional_forward_args: Any = None,
+    ) -> Tensor:
+        """Masks for many classes from one pass: (B, Q, H, W), float32, in [0, 1].
+
+        Args:
+            inputs: images (B, C, H, W).
+            targets: class indices for all images (Q,), or for each (B, Q); None for all K classes.
+            additional_forward_args: handed to the model after the images.
+        """
+        surrogate, images = self._ready(inputs)
+        wanted = classes_of_each(targets, len(images), self.classes).to(images.device)
+        with torch.no_grad():
+            seen, _ = self._see(surrogate, images, _extra(additional_forward_args))
+            return surrogate.explain(images, seen, Query(wanted)).saliency((images.shape[-2], images.shape[-1]))
+
+    def agreement(self, inputs: Tensor, additional_forward_args: Any = None) -> Agreement:
+        """How far surrogate and model differ on each image: where they do, distrust the map. Asks the model once."""
+        surrogate, images = self._ready(inputs)
+        extra = _extra(additional_forward_args)
+        with torch.no_grad():
+            seen, output = self._see(surrogate, images, extra)
+            wanted = self._answer(seen, output, images, extra)
+            return Agreement.between(wanted, seen.logits.float().log_softmax(dim=1))
+
+    @property
+    def classes(self) -> int:
+        """K, the number of classes the model answers with."""
+        return self._fitted_plan().classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the surrogate is; images must be there too."""
+        self._fitted_plan()
+        assert self._surrogate is not None
+        return self._surrogate.student.voices.device
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """False: maps are saliency, not contributions."""
+        return False
+
+    def has_convergence_delta(self) -> bool:
+        """False: the maps do not add up to the model's output, so there is no delta."""
+        return False
+
+    @classmethod
+    def get_name(cls) -> str:
+        """The method's name, for figures and tables."""
+        return "Attentive Knowledge Distillation"
+
+    # -- moving and keeping ------------------------------------------------------------------------------------------
+
+    def to(self: Self, device: str | torch.device) -> Self:
+        """Move the surrogate. The model is yours: move it yourself."""
+        self._fitted_plan()
+        assert self._surrogate is not None
+        self._surrogate.to(device)
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the surrogate to a safetensors file; the model itself is not in it.
+
+        Raises:
+            NotFittedError: there is nothing to save.
+            OSError: the file cannot be written; an older file of that name is left as it was.
+        """
+        plan = self._fitted_plan()
+        assert self._surrogate is not None and self._probe is not None
+        tensors = {f"surrogate.{name}": tensor for name, tensor in self._surrogate.state_dict().items()}
+        tensors["probe"] = self._probe
+        about = {
+            "plan": plan.as_dict(),
+            "architecture": checkpoint.architecture(self._target) if plan.student == "grafted" else [],
+            "target": self._target.name,
+            "output": self._target.output,
+            "data": self._found,
+            "report": None if self.report_ is None else self.report_.as_dict(),
+            "torch": torch.__version__,
+        }
+        checkpoint.write(path, "surrogate", tensors, about)
+
+    @classmethod
+    def load(
+        cls: type[Self],
+        path: str | os.PathLike[str],
+        forward_func: Callable[..., Any],
+        *,
+        device: str | torch.device | None = None,
+        backbone: nn.Module | None = None,
+        max_images_per_second: float | None = None,
+        check_target: bool = True,
+    ) -> Self:
+        """Read a surrogate and put it on its model.
+
+        Args:
+            path: what `save` wrote.
+            forward_func: the model it was fitted to.
+            device: where to put the surrogate; None puts it where the model is.
+            backbone: the network of a compact student that was built on a module of yours; its weights are overwritten.
+            max_images_per_second: as in the constructor.
+            check_target: ask the model about two fixed images, and refuse it if it answers otherwise than the model that
+                the surrogate was fitted to. A surrogate on another model explains the wrong thing.
+
+        Raises:
+            CheckpointError: the file is damaged, foreign, too new, or belongs to another model.
+        """
+        tensors, about = checkpoint.read(path, "surrogate")
+        where = str(path)
+        try:
+            plan = Plan.from_dict(about["plan"])
+            output, data = about["output"], about["data"]
+            statistics = {key: [float(value) for value in data[key]] for key in ("mean", "deviation")}
+            dtype = getattr(torch, str(data["dtype"]))
+            report = None if about["report"] is None else FitReport(**about["report"])
+            probe = tensors.pop("probe")
+            if output not in ("logits", "probabilities") or not isinstance(dtype, torch.dtype):
+                raise ValueError("unknown kind of output or images")
+            if any(len(values) != plan.image_shape[0] for values in statistics.values()):
+                raise ValueError("statistics do not fit the images")
+            expected = about["architecture"]
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+            raise CheckpointError(
+                f"{where}: its metadata is not complete or not sound: {type(error).__name__}: {error}"
+            ) from error
+        if plan.backbone == "custom" and backbone is None:
+            raise InputError(
+                f"{where} was fitted with a backbone of yours; pass the same network: load(..., backbone=...)"
+            )
+        loaded = cls(forward_func, student=plan.student, backbone=backbone or plan.backbone, output=output,
+                     max_images_per_second=max_images_per_second)  # fmt: skip
+        target = loaded._target
+        target.dtype = dtype
+        target.check_mode()
+        if check_target and plan.student == "grafted" and checkpoint.architecture(target) != expected:
+            raise CheckpointError(
+                f"{where} was fitted to a {about.get('target')} of another architecture than this {target.name}; "
+                "load it on its own model (check_target=False to insist)"
+            )
+        weights = {name.removeprefix("surrogate."): tensor for name, tensor in tensors.items()}
+        checkpoint.check_sizes(plan, weights, where)
+        try:
+            with own_randomness(0):
+                surrogate = plan.build(target, backbone)
+        except (TargetError, RuntimeError, ValueError, IndexError, AssertionError) as error:
+            raise CheckpointError(f"{where} does not fit this {target.name}: {error}") from error
+        checkpoint.load_weights(surrogate, weights, where)
+        place = torch.device(device) if device is not None else (target.device or torch.device("cpu"))
+        if check_target:
+            checkpoint.check_answer(
+                _probe_answer(target, plan, torch.tensor(statistics["mean"]), torch.tensor(statistics["deviation"]), target.device or place),
+                probe, where, target.name,
+            )  # fmt: skip
+        loaded._plan, loaded._surrogate, loaded._probe = (
+            plan,
+            surrogate.to(place).eval().requires_grad_(False),
+            probe,
+        )
+        loaded._found, loaded.report_ = {**statistics, "dtype": str(data["dtype"])}, report
+        return loaded
+
+    # -- helpers -----------------------------------------------------------------------------------------------------
+
+    def _fitted_plan(self) -> Plan:
+        if self._plan is None:
+            raise NotFittedError(
+                "this AttentiveKDAttribution has no surrogate yet: call fit(loader) first, or AttentiveKDAttribution.load(path, model)"
+            )
+        return self._plan
+
+    def _ready(self, inputs: Tensor) -> tuple[Surrogate, Tensor]:
+        """The surrogate, and the images checked against it."""
+        plan = self._fitted_plan()
+        assert self._surrogate is not None
+        images = checked_images(inputs, plan.image_shape[0])
+        if images.device != self.device:
+            raise InputError(
+                f"images are on {images.device}, the surrogate is on {self.device}; move one of them (attribution.to(...))"
+            )
+        self._target.check_mode()
+        return self._surrogate, images
+
+    def _see(self, surrogate: Surrogate, images: Tensor, extra: tuple[Any, ...]) -> tuple[StudentOutput, Any]:
+        try:
+            if surrogate.student.grafted:
+                return surrogate.student(images, lambda: self._target.run(images, *extra))  # type: ignore[no-any-return]
+            return surrogate.student(images.float())  # type: ignore[no-any-return]
+        except RuntimeError as error:
+            fitted = self._fitted_plan().image_shape
+            if tuple(images.shape[1:]) == fitted or isinstance(error, (TargetError, NotFittedError)):
+                raise
+            raise InputError(
+                f"images of {tuple(images.shape[1:])} do not pass through the networks, which were fitted on {fitted}: {error}"
+            ) from error
+
+    def _answer(self, seen: StudentOutput, output: Any, images: Tensor, extra: tuple[Any, ...]) -> Tensor:
+        """The model's own log-probabilities (B, K): at hand from a grafted pass, else asked for."""
+        if output is None:
+            return self._target.log_probabilities(images, *extra)
+        return self._target.to_log_probabilities(check_output(output, len(images)))
+
+
+def _unpacked(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, bool]:
+    if not isinstance(inputs, tuple):
+        return inputs, False
+    if len(inputs) != 1:
+        raise InputError(f"one tensor of images is explained at a time, got a tuple of {len(inputs)}")
+    return inputs[0], True
+
+
+def _extra(additional_forward_args: Any) -> tuple[Any, ...]:
+    if additional_forward_args is None:
+        return ()
+    return additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
+
+
+def _statistics(found: Survey) -> dict[str, Any]:
+    return {
+        "mean": found.mean.tolist(),
+        "deviation": found.deviation.tolist(),
+        "dtype": str(found.dtype).removeprefix("torch."),
+    }
+
+
+def _probe_answer(target: Target, plan: Plan, mean: Tensor, deviation: Tensor, device: torch.device) -> Tensor:
+    with torch.no_grad():
+        images = checkpoint.probe_images(plan.image_shape, mean, deviation)
+        return target.log_probabilities(images.to(device)).cpu()

@@ -1,0 +1,185 @@
+"""Files: tensors as safetensors, everything else as JSON in their header. Nothing is ever unpickled; a save is all or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ._version import __version__
+from .errors import CheckpointError
+from .plan import Plan
+from .target import Target
+
+FORMAT_VERSION = 1
+_KEY = "captum_attnkd"
+
+
+def write(path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write a file in one step: whatever happens, `path` holds either the old content or the new.
+
+    Args:
+        path: of the file.
+        kind: what it holds, checked when reading.
+        tensors: by name.
+        about: JSON-able metadata.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full; the old file is left as it was.
+    """
+    place = Path(path)
+    header = {_KEY: json.dumps({"kind": kind, "format": FORMAT_VERSION, "version": __version__, **about})}
+    handle, draft = tempfile.mkstemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent)
+    os.close(handle)
+    try:
+        flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(flat, draft, metadata=header)
+        except SafetensorError as error:
+            raise OSError(f"{place} could not be written: {error}") from error
+        with open(draft, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(draft, 0o666 & ~_umask())
+        os.replace(draft, place)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
+        raise
+
+
+def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is damaged, foreign, of another kind, or written by a newer version.
+    """
+    place = Path(path)
+    if not place.is_file():
+        raise FileNotFoundError(f"there is no file {place}")
+    try:
+        with safe_open(place, framework="pt", device="cpu") as opened:
+            header = (opened.metadata() or {}).get(_KEY)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        MemoryError,
+        OverflowError,
+    ) as error:
+        raise CheckpointError(f"{place} is damaged or not a safetensors file: {error}") from error
+    if header is None:
+        raise CheckpointError(f"{place} is a safetensors file, but not one of captum_attnkd")
+    try:
+        about = json.loads(header)
+        found, version = about["kind"], int(about["format"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{place}: its metadata cannot be read: {error}") from error
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{place} was written by captum_attnkd {about.get('version')} in format {version}; this is {__version__}, which reads "
+            f"up to format {FORMAT_VERSION}: upgrade captum_attnkd"
+        )
+    if found != kind:
+        raise CheckpointError(f"{place} holds a {found!r}, not a {kind!r}")
+    return tensors, about
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Put tensors into a module; every one must be there, fit, be finite, and none may be left over.
+
+    Raises:
+        CheckpointError: naming the first that does not; the module is then unchanged.
+    """
+    own = module.state_dict()
+    for name, tensor in own.items():
+        if name not in tensors:
+            raise CheckpointError(f"{where}: the tensor {name!r} is missing")
+        given = tensors[name]
+        if given.shape != tensor.shape or given.dtype != tensor.dtype:
+            raise CheckpointError(
+                f"{where}: the tensor {name!r} is {tuple(given.shape)} {given.dtype}, expected {tuple(tensor.shape)} {tensor.dtype}"
+            )
+        if given.is_floating_point() and not bool(torch.isfinite(given).all()):
+            raise CheckpointError(f"{where}: the tensor {name!r} holds NaN or infinite values")
+    extra = sorted(set(tensors) - set(own))
+    if extra:
+        raise CheckpointError(f"{where}: the tensor {extra[0]!r} is not one of this surrogate's")
+    module.load_state_dict(dict(tensors))
+
+
+def check_sizes(plan: Plan, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse metadata that does not fit the tensors before any network of its sizes is built.
+
+    Raises:
+        CheckpointError: saying what does not fit.
+    """
+    voices = tensors.get("student.voices")
+    if voices is None or voices.ndim != 1 or not 1 <= len(voices) <= 64:
+        raise CheckpointError(f"{where}: the tensor 'student.voices' is missing or out of shape")
+    for level in range(len(voices)):
+        mean, evidence = (
+            tensors.get(f"student.heads.{level}.mean"),
+            tensors.get(f"student.heads.{level}.evidence.weight"),
+        )
+        if mean is None or mean.ndim != 1:
+            raise CheckpointError(f"{where}: the statistics of level {level} are missing or out of shape")
+        if plan.levels and plan.levels[min(level, len(plan.levels) - 1)].channels != len(mean):
+            raise CheckpointError(f"{where}: level {level} has {len(mean)} channels, its metadata says otherwise")
+        if evidence is not None and evidence.shape != (plan.classes, len(mean)):
+            raise CheckpointError(
+                f"{where}: the evidence of level {level} is {tuple(evidence.shape)}, its metadata says otherwise"
+            )
+    if plan.levels and len(plan.levels) != len(voices):
+        raise CheckpointError(f"{where}: {len(voices)} levels of weights for {len(plan.levels)} levels of metadata")
+
+
+def check_answer(answer: Tensor, probe: Tensor, where: str, name: str) -> None:
+    """Refuse a target that answers the probe otherwise than the one a surrogate was fitted to.
+
+    Raises:
+        CheckpointError: the answers (2, K), log-probabilities, differ by more than precision explains.
+    """
+    same = answer.shape == probe.shape and torch.allclose(answer.float(), probe.float(), rtol=0.05, atol=0.05)
+    if not same:
+        raise CheckpointError(
+            f"{where} was fitted to another model than this {name} (other weights, or other classes): it answers two fixed images "
+            "differently; load it on its own model, or fit again (check_target=False to insist)"
+        )
+
+
+def architecture(target: Target) -> list[str]:
+    """Names, shapes and module classes of a target, where it is a module; else nothing can be said."""
+    module = target.module
+    if module is None or isinstance(module, torch.jit.ScriptModule):
+        return []
+    shapes = [f"{name}:{tuple(p.shape)}" for name, p in module.named_parameters()]
+    return [f"{name}={type(part).__name__}" for name, part in module.named_modules() if name] + shapes
+
+
+def probe_images(shape: tuple[int, int, int], mean: Tensor, deviation: Tensor) -> Tensor:
+    """Two fixed images (2, C, H, W) of coarse noise: a target's answer to them tells it from another of its kind."""
+    generator = torch.Generator().manual_seed(20210212)
+    coarse = torch.randn(2, shape[0], 4, 4, generator=generator)
+    fine = 0.3 * torch.randn(2, *shape, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=shape[1:], mode="bilinear", align_corners=False)
+    return mean[:, None, None] + deviation[:, None, None] * (smooth + fine)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,172 @@
+"""The explanation network: fuses attention and class evidence of all levels, coarse to fine, into one saliency map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FIRST_EXTENTS = (math.log(0.25), math.log(0.05))  # before fitting
+
+
+class FusedLevel(NamedTuple):
+    """One level as the explanation network sees it: features (B, C, h, w) of unit scale, attention (B, 1, h, w)."""
+
+    features: Tensor
+    attention: Tensor
+
+
+class Mask(NamedTuple):
+    """What the explanation network answers.
+
+    Attributes:
+        logits: (B, Q, h, w) at the finest level, zero mean and unit deviation per map. Their order over the positions is
+            the explanation.
+        extents: two shares of the image (B, Q, 2), natural logarithms. The first suffices: with only the most salient
+            positions kept, up to this share, the class is expected to regain half of its probability. The second is
+            needed: with the most salient positions hidden, up to this share, the class is expected to lose half of it.
+        spreads: how widely these scatter, on the logarithmic scale (2,); positive.
+    """
+
+    logits: Tensor
+    extents: Tensor
+    spreads: Tensor
+
+    def saliency(self, size: tuple[int, int]) -> Tensor:
+        """The saliency mask (B, Q, H, W) in [0, 1] at a size of H x W pixels.
+
+        Its scale is learned, not set: it rises from the border of what suffices (0.12) to the border of what is needed
+        (0.88), so that a small object has a small mask and a large one a large mask.
+        """
+        flat = self.logits.float().flatten(2)
+        shares = self.extents.float().exp().clamp(1e-3, 0.999)
+        shares = torch.stack([shares.amax(dim=2), shares.amin(dim=2)], dim=2)
+        ranks = ((1 - shares) * (flat.shape[2] - 1)).round().long()
+        suffices, needed = flat.sort(dim=2).values.gather(2, ranks)[..., None].unbind(dim=2)
+        middle, width = (suffices + needed) / 2, (needed - suffices).clamp_min(0.2)
+        mask = torch.sigmoid(4 * (flat - middle) / width).reshape(self.logits.shape)
+        return resized(mask, size)
+
+
+class ExplanationNetwork(nn.Module):
+    """Class-agnostic in its weights: a class enters only as its evidence maps and its probability.
+
+    Two decoders run side by side, from the deepest level to the finest. The *scene* decoder sees features and attention
+    and runs once an image. The *query* decoder is narrow and runs once a class asked about: it sees the class's evidence,
+    how alike each position is to where that evidence is strongest, and the scene. Its last layer is zero at
+    initialisation, so that an unfitted network gives the class activation map of the local log-posterior.
+
+    Args:
+        channels: feature channels of each level, finest first.
+        sizes: (h, w) of each level; the finer, the narrower the scene decoder.
+        groups: into how many parts the likeness of two positions is split.
+    """
+
+    def __init__(self, channels: Sequence[int], sizes: Sequence[tuple[int, int]], groups: int = 8) -> None:
+        super().__init__()
+        self.groups = groups
+        widths = [48 if max(size) <= 16 else 32 if max(size) <= 32 else 16 for size in sizes]
+        asked = [16 if max(size) <= 32 else 8 for size in sizes]
+        self.lateral = nn.ModuleList(nn.Conv2d(c + 1, w, 1) for c, w in zip(channels, widths, strict=True))
+        self.smooth = nn.ModuleList(_block(w) for w in widths)
+        # From a deeper level to the next finer one, narrowed before it is enlarged.
+        self.rise = nn.ModuleList(nn.Conv2d(deep, w, 1) for w, deep in zip(widths, widths[1:], strict=False))
+        self.key = nn.ModuleList(nn.Conv2d(w, w, 1) for w in widths)
+        self.context = nn.ModuleList(nn.Conv2d(w, q, 1) for w, q in zip(widths, asked, strict=True))
+        # The prior at first, later what came from the deeper level; the class's evidence; likeness per group.
+        looks = [*asked[1:], 1]
+        self.query = nn.ModuleList(
+            nn.Conv2d(below + 1 + groups, q, 3, padding=1) for below, q in zip(looks, asked, strict=True)
+        )
+        self.certainty = nn.Linear(1, asked[-1])
+        self.readout = nn.Conv2d(asked[0], 1, 1)
+        self.extents = nn.Linear(2 * asked[0], 2)
+        self.spreads = nn.Parameter(torch.tensor([-0.5, -0.5]))
+        for last_layer in (self.readout, self.extents):
+            nn.init.zeros_(last_layer.weight)
+            nn.init.zeros_(last_layer.bias)  # type: ignore[arg-type]
+
+    def forward(
+        self, levels: Sequence[FusedLevel], evidence: Sequence[Tensor], posterior: Tensor, probability: Tensor
+    ) -> Mask:
+        """Explain.
+
+        Args:
+            levels: features and attention of B images, finest first.
+            evidence: class evidence per level, finest first, each (B, Q, h_l, w_l), for Q classes an image.
+            posterior: local log-posterior (B, Q, h, w) at the deepest level.
+            probability: of the classes (B, Q), in [0, 1].
+        """
+        batch, queries = posterior.shape[:2]
+        scenes = self._scenes(levels)
+        prior = standardise(posterior)
+        weights = prior.flatten(2).softmax(dim=2)  # where the class speaks most
+        below: Tensor = prior.flatten(0, 1)[:, None]
+        for level in reversed(range(len(scenes))):
+            scene = scenes[level]
+            size = (scene.shape[-2], scene.shape[-1])
+            likeness = self._likeness(self.key[level](scene), weights, (posterior.shape[-2], posterior.shape[-1]))
+            looks = [resized(below, size), standardise(evidence[level]).flatten(0, 1)[:, None], likeness.flatten(0, 1)]
+            context = self.context[level](scene).repeat_interleave(queries, dim=0)
+            hidden = self.query[level](torch.cat(looks, dim=1)) + context
+            if level == len(scenes) - 1:
+                hidden = hidden + self.certainty(probability.reshape(-1, 1))[:, :, None, None]
+            below = F.relu(hidden)
+        refined = self.readout(below).reshape(batch, queries, *below.shape[-2:])
+        logits = standardise(resized(prior, (refined.shape[-2], refined.shape[-1])) + refined)
+        # Learned from, but not shaping, the decoder: so no weight has to balance it against the maps.
+        summary = torch.cat([below.mean(dim=(2, 3)), below.amax(dim=(2, 3))], dim=1).detach()
+        extents = self.extents(summary).reshape(batch, queries, 2) + summary.new_tensor(FIRST_EXTENTS)
+        return Mask(logits, extents, F.softplus(self.spreads))
+
+    def _scenes(self, levels: Sequence[FusedLevel]) -> list[Tensor]:
+        """Class-agnostic decoder features per level, finest first, each (B, width_l, h_l, w_l)."""
+        scenes: list[Tensor] = []
+        for level in reversed(range(len(levels))):
+            features, attention = levels[level]
+            scene = self.lateral[level](torch.cat([features, 2 * attention - 1], dim=1))
+            if scenes:
+                scene = scene + resized(self.rise[level](scenes[-1]), (scene.shape[-2], scene.shape[-1]))
+            scenes.append(self.smooth[level](scene))
+        return scenes[::-1]
+
+    def _likeness(self, keys: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
+        """How alike each position is to the places that speak for the class: (B, Q, groups, h, w), in [-1, 1].
+
+        Args:
+            keys: (B, width, h, w) at this level.
+            weights: (B, Q, positions of the deepest level), adding up to one.
+            size: of the deepest level.
+        """
+        batch, width, height, wide = keys.shape
+        parts = _unit(keys.reshape(batch, self.groups, width // self.groups, height * wide))
+        pooled = F.adaptive_avg_pool2d(parts.reshape(keys.shape), size).reshape(*parts.shape[:3], -1)
+        wanted = _unit((pooled @ weights.transpose(1, 2)[:, None]))  # B, G, d, Q
+        return (wanted.transpose(2, 3) @ parts).transpose(1, 2).reshape(batch, -1, self.groups, height, wide)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors (B, G, d, N) at unit length over d."""
+    return vectors * torch.rsqrt(vectors.square().sum(dim=2, keepdim=True) + 1e-6)
+
+
+def standardise(maps: Tensor) -> Tensor:
+    """Bring each map (..., h, w) to zero mean and unit deviation; a constant map becomes zero."""
+    centred = maps - maps.mean(dim=(-2, -1), keepdim=True)
+    return centred / (centred.square().mean(dim=(-2, -1), keepdim=True) + 1e-6).sqrt()
+
+
+def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resample maps (B, C, h, w) bilinearly to `size`."""
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def _block(channels: int) -> nn.Sequential:
+    # One group: statistics of the image itself, never of the batch.
+    return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(1, channels), nn.ReLU())

@@ -1,0 +1,477 @@
+"""The fit: distil, then explain; held-out checks, early stopping, and states from which a killed fit goes on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from . import checkpoint
+from .attention import attended_area
+from .errors import CheckpointError, InputError, TargetError
+from .images import Stream, Survey, mixed
+from .objectives import Ask, Distillation, Explanation, Pixels, divergence, kept_softly
+from .perturbation import random_fills, random_grid_masks
+from .plan import Plan
+from .report import FitReport
+from .surrogate import Query, Surrogate
+from .target import Target, check_output
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How long and how fast a surrogate is taught. The defaults are meant for every target and data set.
+
+    Attributes:
+        distil_steps: of stage 1 at most.
+        explain_steps: of stage 2 at most.
+        batch_size: images a step and process.
+        learning_rate: highest; warmed up, then lowered along a cosine.
+        patience: held-out checks without a better score before a stage stops.
+        check_every: steps between held-out checks.
+        seed: of all that is drawn.
+        precision: "auto", "fp32" or "bf16"; "auto" takes bf16 where the hardware has it and it is faster.
+    """
+
+    distil_steps: int = 300
+    explain_steps: int = 600
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    patience: int = 6
+    check_every: int = 50
+    seed: int = 0
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for name in ("distil_steps", "explain_steps", "batch_size", "patience", "check_every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < (0 if name.endswith("steps") else 1):
+                raise InputError(
+                    f"{name} must be a whole number, at least {0 if name.endswith('steps') else 1}, got {value!r}"
+                )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise InputError(f"seed must be a whole number, got {self.seed!r}")
+        if not (isinstance(self.learning_rate, (int, float)) and 0 < self.learning_rate < 1):
+            raise InputError(f"learning_rate must lie between 0 and 1, got {self.learning_rate!r}")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise InputError(f"precision must be 'auto', 'fp32' or 'bf16', got {self.precision!r}")
+
+
+@dataclass
+class _Progress:
+    """Where a fit is: all of its state beside weights and optimiser."""
+
+    stage: int = 0
+    step: int = 0
+    passes: int = 0
+    batches: int = 0
+    best: float = math.inf
+    waited: int = 0
+    seconds: float = 0.0
+    queries: int = 0
+    steps_done: tuple[int, int] = (0, 0)
+    finished: bool = False
+
+
+class Fit:
+    """One fit of one surrogate.
+
+    Args:
+        surrogate: fresh.
+        target: the user's model.
+        plan: the surrogate's.
+        found: what a survey of the loader told.
+        loader: as surveyed.
+        differentiable: whether gradients flow through the target; then it is the judge.
+        settings: how long and how fast.
+        accelerator: of Accelerate; None makes one on the target's device.
+        state: file from which an interrupted fit goes on, and to which it is saved at every held-out check.
+    """
+
+    def __init__(
+        self,
+        surrogate: Surrogate,
+        target: Target,
+        plan: Plan,
+        found: Survey,
+        loader: Iterable[Any],
+        differentiable: bool,
+        settings: FitSettings,
+        *,
+        image_key: Any = None,
+        accelerator: Any = None,
+        state: str | Path | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        self.surrogate, self.target, self.plan, self.found, self.loader = (
+            surrogate,
+            target,
+            plan,
+            found,
+            loader,
+        )
+        self.differentiable, self.settings, self.image_key = differentiable, settings, image_key
+        self.state, self.progress_bar = (None if state is None else Path(state)), progress
+        self.accelerator = accelerator if accelerator is not None else make_accelerator(target, settings.precision)
+        self.device: torch.device = self.accelerator.device
+        self.fast = fast_context(self.device, settings.precision)
+        self.at = _Progress()
+        self._optimiser_state: dict[str, Tensor] = {}
+        self._best: dict[str, Tensor] = {}
+        self._started = time.monotonic()
+        self._queries_before = target.queries
+        self._channels_last = channels_last_is_safe(target)
+
+    def run(self) -> FitReport:
+        """Teach the surrogate in place, and report.
+
+        Raises:
+            CheckpointError: the state file belongs to another fit.
+        """
+        self.surrogate.to(self.device)
+        self._resume()
+        if self.at.stage == 0 and self.at.step == 0 and self.surrogate.student.grafted:
+            self._calibrate()
+        pixels = Pixels(self.found.mean.to(self.device), self.found.deviation.to(self.device))
+        if self.at.stage == 0:
+            distillation = Distillation(self.surrogate.student, self._ask, pixels, self._read_output, fast=self.fast)
+            self._stage(
+                distillation,
+                self.surrogate.student,
+                self.settings.distil_steps,
+                self._distillation_score,
+                "distil",
+            )
+        self.surrogate.student.eval()
+        if self.at.stage == 1:
+            explanation = Explanation(self.surrogate, self._judge(), pixels, self._read_output, fast=self.fast)
+            self._stage(
+                explanation,
+                self.surrogate.explanation,
+                self.settings.explain_steps,
+                self._explanation_score,
+                "explain",
+            )
+        self.surrogate.eval()
+        if not self.at.finished:
+            self.at.finished = True
+            self._save()
+        return self._report()
+
+    # -- one stage ---------------------------------------------------------------------------------------------------
+
+    def _stage(
+        self, objective: nn.Module, taught: nn.Module, steps: int, score: Callable[[], float], name: str
+    ) -> None:
+        accelerator, settings, at = self.accelerator, self.settings, self.at
+        parameters = [p for p in taught.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=1e-4)
+        self._restore(optimiser)
+        if steps and at.step == 0 and not self._best:
+            self._consider(score(), taught)
+        prepared, prepared_optimiser = accelerator.prepare(objective, optimiser)
+        stream = Stream(
+            self.loader, self.found, settings.batch_size, mixed(settings.seed, at.stage), self.image_key,
+            accelerator.process_index, accelerator.num_processes,
+        )  # fmt: skip
+        stream.passes, stream.batches = at.passes, at.batches
+        images = iter(stream)
+        bar = tqdm(
+            total=steps, initial=at.step, desc=name, unit="step", leave=False,
+            disable=(None if self.progress_bar is None else not self.progress_bar) if accelerator.is_main_process else True,
+        )  # fmt: skip
+        with bar:
+            while at.step < steps and at.waited < settings.patience:
+                taught.train()
+                rate = learning_rate(at.step, steps, settings.learning_rate)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                batch = self._placed(next(images))
+                drawn = torch.Generator().manual_seed(
+                    mixed(settings.seed, at.stage, at.step, accelerator.process_index)
+                )
+                loss = prepared(batch, drawn)
+                if not bool(torch.isfinite(loss.detach())):
+                    raise TargetError(
+                        f"the {name} loss became {loss.item()} at step {at.step}; does the model return finite scores?"
+                    )
+                prepared_optimiser.zero_grad()
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(parameters, 1.0)
+                prepared_optimiser.step()
+                at.step += 1
+                at.passes, at.batches = stream.passes, stream.batches
+                bar.update()
+                if at.step % settings.check_every == 0 or at.step == steps:
+                    at.waited = 0 if self._consider(score(), taught) else at.waited + 1
+                    bar.set_postfix(held_out=f"{at.best:.4f}")
+                    self._save(optimiser)
+        images.close()
+        if self._best:
+            taught.load_state_dict({k: v.to(self.device) for k, v in self._best.items()})
+        at.steps_done = (at.step, 0) if at.stage == 0 else (at.steps_done[0], at.step)
+        at.stage, at.step, at.passes, at.batches, at.best, at.waited = at.stage + 1, 0, 0, 0, math.inf, 0
+        self._best, self._optimiser_state = {}, {}
+        taught.eval()
+        accelerator.free_memory()
+
+    def _consider(self, score: float, taught: nn.Module) -> bool:
+        """Keep the weights if they are the best so far on the held-out images."""
+        if not score < self.at.best:
+            return False
+        self.at.best = score
+        self._best = {name: tensor.detach().cpu().clone() for name, tensor in taught.state_dict().items()}
+        return True
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def _ask(self, images: Tensor) -> Tensor:
+        return self.target.log_probabilities(images)
+
+    def _read_output(self, output: Any) -> Tensor:
+        return self.target.to_log_probabilities(check_output(output, len(output)))
+
+    def _judge(self) -> Ask:
+        if self.differentiable:
+            return self._ask
+        student = self.surrogate.student
+        return lambda images: student(images)[0].logits.log_softmax(dim=1)
+
+    def _placed(self, images: Tensor) -> Tensor:
+        images = images.to(self.device)
+        return images.contiguous(memory_format=torch.channels_last) if self._channels_last else images
+
+    def _held_out(self, most: int = 96, size: int = 32) -> Iterable[Tensor]:
+        for images in self.found.held_out[:most].float().split(size):
+            yield self._placed(images)
+
+    # -- held-out figures --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _calibrate(self) -> None:
+        seen = torch.cat([images.cpu() for images in self._held_out(32)])
+        with self.fast():
+            features, _ = self.surrogate.student.trunk(self._placed(seen))
+        self.surrogate.student.calibrate(features)
+
+    @torch.no_grad()
+    def _distillation_score(self) -> float:
+        """Mean divergence on clean and masked held-out images; the attention charge counts, as it is part of the aim."""
+        self.surrogate.student.eval()
+        total, count = 0.0, 0
+        drawn = torch.Generator().manual_seed(mixed(self.settings.seed, 77))
+        for images in self._held_out():
+            for shown in (images, self._masked(images, drawn)):
+                student, wanted = self._student_and_target(shown)
+                total += float(divergence(wanted, student[0], 2.0)) * len(images) + 0.1 * student[1] * len(images)
+                count += len(images)
+        return total / count
+
+    def _student_and_target(self, images: Tensor) -> tuple[tuple[Tensor, float], Tensor]:
+        seen, output = self.surrogate.student(images, fast=self.fast)
+        with self.fast():
+            wanted = self._ask(images) if output is None else self._read_output(output)
+        attention = float(torch.stack([attended_area(level) for level in seen.attention]).mean())
+        return (seen.logits.float(), attention), wanted
+
+    def _masked(self, images: Tensor, drawn: torch.Generator) -> Tensor:
+        masks = random_grid_masks(len(images), (images.shape[2], images.shape[3]), drawn).to(images)
+        fills = random_fills(images, self.found.mean, self.found.deviation, drawn)
+        return masks * images + (1 - masks) * fills
+
+    def _explanation_score(self) -> float:
+        kept, deleted = self._kept_and_deleted(areas=(0.15, 0.5), most=64)
+        return deleted - kept
+
+    @torch.no_grad()
+    def _kept_and_deleted(
+        self, areas: tuple[float, ...] = (0.5,), most: int = 96, prior: bool = False
+    ) -> tuple[float, float]:
+        """The judge's mean probability of the predicted class with the top share of pixels kept, and hidden."""
+        self.surrogate.eval()
+        judge, sums, count = self._judge(), [0.0, 0.0], 0
+        drawn = torch.Generator().manual_seed(mixed(self.settings.seed, 78))
+        for images in self._held_out(most):
+            seen, output = self.surrogate.student(images, fast=self.fast)
+            answer = seen.logits.log_softmax(1) if output is None else self._read_output(output)
+            query = Query(answer.argmax(dim=1, keepdim=True))
+            logits = self.surrogate.prior(seen, query) if prior else self.surrogate.explain(images, seen, query).logits
+            for area in areas:
+                shares = torch.full((len(images),), area, device=images.device)
+                keep = nn.functional.interpolate(
+                    kept_softly(logits.float(), shares, 0.02),
+                    images.shape[-2:],
+                    mode="bilinear",
+                    align_corners=False,
+                )
+                fills = random_fills(images, self.found.mean, self.found.deviation, drawn)
+                for place, mask in enumerate((keep, 1 - keep)):
+                    with self.fast():
+                        score = query.score(judge(mask * images + (1 - mask) * fills).float())
+                    sums[place] += float(score.sum())
+                count += len(images)
+        return sums[0] / count, sums[1] / count
+
+    @torch.no_grad()
+    def _report(self) -> FitReport:
+        agree, agree_masked, total, count = 0, 0, 0.0, 0
+        drawn = torch.Generator().manual_seed(mixed(self.settings.seed, 79))
+        self.surrogate.eval()
+        for images in self._held_out(256):
+            (logits, _), wanted = self._student_and_target(images)
+            agree += int((logits.argmax(1) == wanted.argmax(1)).sum())
+            total += float(divergence(wanted, logits)) * len(images)
+            (logits, _), wanted = self._student_and_target(self._masked(images, drawn))
+            agree_masked += int((logits.argmax(1) == wanted.argmax(1)).sum())
+            count += len(images)
+        kept, deleted = self._kept_and_deleted()
+        kept_before, deleted_before = self._kept_and_deleted(prior=True)
+        return FitReport(
+            student=self.plan.student,
+            judge="target" if self.differentiable else "student",
+            images=self.found.count,
+            held_out=len(self.found.held_out),
+            agreement=agree / count,
+            agreement_masked=agree_masked / count,
+            divergence=total / count,
+            kept=kept,
+            deleted=deleted,
+            kept_unfitted=kept_before,
+            deleted_unfitted=deleted_before,
+            distil_steps=self.at.steps_done[0],
+            explain_steps=self.at.steps_done[1],
+            seconds=self.at.seconds + time.monotonic() - self._started,
+            target_queries=self.at.queries + self.target.queries - self._queries_before,
+            parameters=sum(p.numel() for p in self.surrogate.parameters()),
+        )
+
+    # -- states ------------------------------------------------------------------------------------------------------
+
+    def _fingerprint(self) -> str:
+        """What must be the same for a state to be gone on with."""
+        return repr(
+            (
+                self.settings,
+                self.plan,
+                self.found.fingerprint,
+                self.found.count,
+                self.accelerator.num_processes,
+            )
+        )
+
+    def _save(self, optimiser: torch.optim.Optimizer | None = None) -> None:
+        if self.state is None or not self.accelerator.is_main_process:
+            return
+        tensors = {f"surrogate.{name}": tensor for name, tensor in self.surrogate.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
+        if optimiser is not None:
+            for index, values in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
+        at = dict(vars(self.at))
+        at["seconds"] += time.monotonic() - self._started
+        at["queries"] += self.target.queries - self._queries_before
+        at["best"] = None if math.isinf(self.at.best) else self.at.best
+        checkpoint.write(self.state, "fit", tensors, {"at": at, "fit": self._fingerprint()})
+
+    def _resume(self) -> None:
+        if self.state is None or not self.state.exists():
+            return
+        tensors, about = checkpoint.read(self.state, "fit")
+        if about.get("fit") != self._fingerprint():
+            raise CheckpointError(
+                f"{self.state} is the state of another fit (other settings, images or model); delete it to begin anew, or name another file"
+            )
+        try:
+            at = dict(about["at"])
+            at["best"] = math.inf if at["best"] is None else float(at["best"])
+            at["steps_done"] = tuple(at["steps_done"])
+            self.at = _Progress(**at)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.state}: its progress cannot be read: {error}") from error
+        groups: dict[str, dict[str, Tensor]] = {"surrogate": {}, "best": {}, "optimiser": {}}
+        for name, tensor in tensors.items():
+            group, _, rest = name.partition(".")
+            groups.setdefault(group, {})[rest] = tensor
+        checkpoint.load_weights(self.surrogate, groups["surrogate"], str(self.state))
+        self._best, self._optimiser_state = groups["best"], groups["optimiser"]
+
+    def _restore(self, optimiser: torch.optim.Optimizer) -> None:
+        if not self._optimiser_state:
+            return
+        values: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in self._optimiser_state.items():
+            index, _, key = name.partition(".")
+            values.setdefault(int(index), {})[key] = tensor
+        optimiser.load_state_dict({"state": values, "param_groups": optimiser.state_dict()["param_groups"]})
+        self._optimiser_state = {}
+
+
+def learning_rate(step: int, steps: int, highest: float) -> float:
+    """Linear warm-up over a twentieth of the steps (50 at most), then half a cosine down to zero."""
+    warm = max(min(steps // 20, 50), 1)
+    return highest * min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
+
+
+def make_accelerator(target: Target, precision: str) -> Any:
+    """An Accelerate accelerator on the target's device, in the precision asked for.
+
+    Raises:
+        InputError: an accelerator made elsewhere in this process sits on another device.
+    """
+    from accelerate import Accelerator  # slow to import, needed only to fit
+    from accelerate.state import AcceleratorState, PartialState
+
+    device = target.device
+    on_cpu = device is None or device.type == "cpu"
+    if AcceleratorState._shared_state or PartialState._shared_state:
+        made = Accelerator()  # joins the state the user's own accelerator made
+    else:
+        mixed_precision = (
+            "bf16" if _bf16(torch.device("cpu") if on_cpu else torch.device("cuda"), precision, True) else "no"
+        )
+        made = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision)
+    if device is not None and made.device.type != device.type:
+        raise InputError(
+            f"the model is on {device}, but this process's Accelerator is on {made.device}; move the model, or pass accelerator=..."
+        )
+    return made
+
+
+def fast_context(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
+    """Context for passes without a gradient: bf16 where the hardware multiplies it natively."""
+    if not _bf16(device, precision, False):
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _bf16(device: torch.device, precision: str, gradients: bool) -> bool:
+    """Whether bf16 is wanted and pays. On CPUs only forward passes gain: backward through depthwise convolutions loses."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return (
+        device.type == "cpu" and not gradients and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _native_bf16()
+    )
+
+
+def _native_bf16() -> bool:
+    """Whether this CPU multiplies bf16 itself; elsewhere it is emulated, and slow."""
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(known()) if known is not None else False
+
+
+def channels_last_is_safe(target: Target) -> bool:
+    """Whether images may be handed over with channels last in memory: faster for convolutions, but `view` would fail."""
+    return (
+        target.tappable and target.module is not None and any(isinstance(m, nn.Conv2d) for m in target.module.modules())
+    )

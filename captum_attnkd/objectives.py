@@ -1,0 +1,226 @@
+"""The two objectives: distil the target into the student; then teach the explanation network under a frozen judge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import attended_area
+from .explanation import Mask, resized
+from .perturbation import draw, flipped, random_fills, random_grid_masks, random_shift
+from .student import Context, Student
+from .surrogate import Query, Surrogate
+
+Ask = Callable[[Tensor], Tensor]  # images (B, C, H, W) -> log-probabilities (B, K), float32
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Mean and deviation per channel over the training images, each (C,): what fills are made of."""
+
+    mean: Tensor
+    deviation: Tensor
+
+
+class Distillation(nn.Module):
+    """Stage 1. `T² KL(target(x') || student(x'))` on clean and on masked images, at every level, and a charge for attention.
+
+    Args:
+        student: to be taught.
+        target: log-probabilities of images; no gradient is asked of it. A grafted student gives them in its own pass.
+        pixels: statistics for the fills.
+        temperature: T of Hinton et al. (2015).
+        supervision: weight of each level's own logits.
+        attention_charge: weight of the attended area: without it a student grafted on the target is right from the
+            start, and its attention learns nothing.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        target: Ask,
+        pixels: Pixels,
+        read_output: Ask,
+        temperature: float = 2.0,
+        supervision: float = 0.3,
+        attention_charge: float = 0.1,
+        fast: Context = nullcontext,
+    ) -> None:
+        super().__init__()
+        self._fast = fast
+        self.student = student
+        self._target, self._read_output, self._pixels = target, read_output, pixels
+        self._temperature, self._supervision, self._charge = temperature, supervision, attention_charge
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Loss, a scalar, for clean images (B, C, H, W): each is seen clean and masked in turn."""
+        images = flipped(images, generator)
+        masks = random_grid_masks(len(images), (images.shape[2], images.shape[3]), generator).to(images)
+        fills = random_fills(images, self._pixels.mean, self._pixels.deviation, generator)
+        clean = torch.arange(len(images), device=images.device) % 3 == 0
+        shown = torch.where(clean[:, None, None, None], images, masks * images + (1 - masks) * fills)
+        seen, output = self.student(shown, fast=self._fast if self.student.grafted else nullcontext)
+        with torch.no_grad(), self._fast():
+            wanted = self._target(shown) if output is None else self._read_output(output)
+        loss = divergence(wanted, seen.logits, self._temperature)
+        for logits in seen.level_logits:
+            loss = loss + self._supervision * divergence(wanted, logits, self._temperature) / len(seen.level_logits)
+        return loss + self._charge * torch.stack([attended_area(level) for level in seen.attention]).mean()
+
+
+def divergence(wanted: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """`T² KL(wanted || softmax(logits))` at temperature T, mean over the batch.
+
+    Args:
+        wanted: log-probabilities (B, K).
+        logits: class scores (B, K).
+    """
+    softened = (wanted / temperature).log_softmax(dim=1)
+    answer = (logits.float() / temperature).log_softmax(dim=1)
+    return temperature**2 * F.kl_div(answer, softened, reduction="batchmean", log_target=True)
+
+
+class Explanation(nn.Module):
+    """Stage 2. Keep the top share of pixels and the judge should still see the class; hide it and it should not.
+
+    The positions are ranked by the mask logits, an area share is drawn per sample, and the top share is kept softly, so
+    that the whole insertion and deletion curves are optimised and no area weight is needed. The judge is frozen and sees
+    only masked images; its gradient with regard to those images is carried over by hand, so that nothing of the judge
+    (its parameters' `.grad` least of all) is touched.
+
+    Args:
+        surrogate: whose explanation network is taught.
+        judge: differentiable log-probabilities of images.
+        pixels: statistics for the fills.
+        softness: width of the soft threshold, in deviations of the map.
+        smoothness: weight of the total variation of the standardised logits.
+    """
+
+    def __init__(
+        self,
+        surrogate: Surrogate,
+        judge: Ask,
+        pixels: Pixels,
+        read_output: Ask,
+        softness: float = 0.2,
+        smoothness: float = 0.02,
+        contrastive: float = 0.25,
+        fast: Context = nullcontext,
+    ) -> None:
+        super().__init__()
+        self._fast = fast
+        self.explanation = surrogate.explanation
+        self._surrogate = [surrogate]  # in a list: only the explanation network is this module's to train
+        self._judge, self._read_output, self._pixels = judge, read_output, pixels
+        self._softness, self._smoothness, self._contrastive = softness, smoothness, contrastive
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Loss, a scalar, for clean images (B, C, H, W)."""
+        (surrogate,) = self._surrogate
+        images = flipped(images, generator)
+        with torch.no_grad():
+            seen, output = surrogate.student(images, fast=self._fast)
+            answer = seen.logits.log_softmax(1) if output is None else self._read_output(output)
+        query = draw_query(answer, self._contrastive, generator)
+        mask = surrogate.explain(images, seen, query)
+        logits = mask.logits
+        areas = draw_areas(len(images), generator).to(images)
+        keep = resized(kept_softly(logits, areas, self._softness), (images.shape[2], images.shape[3]))
+        fills = random_fills(images, self._pixels.mean, self._pixels.deviation, generator)
+        kept, hidden = keep * images + (1 - keep) * fills, (1 - keep) * images + keep * fills
+        shown = random_shift(torch.cat([kept, hidden]), generator)
+        shown = shown + 0.05 * self._pixels.deviation[:, None, None].to(shown) * torch.randn(
+            shown.shape, generator=generator
+        ).to(shown)
+        rivals = None if query.negative is None else torch.cat([query.negative, query.negative])
+        twice = Query(torch.cat([query.positive, query.positive]), rivals)
+        scores, carried = through(shown, lambda leaf: twice.score(self._judge(leaf))[:, 0])
+        kept_score, hidden_score = carried.chunk(2)
+        full = query.score(answer)[:, 0]
+        enough = foretelling(mask, areas, scores, full, query)
+        return (hidden_score - kept_score).mean() + self._smoothness * total_variation(logits) + enough
+
+
+def through(shown: Tensor, score: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Scores (B,) of images: plain, and once more with a gradient that reaches `shown` and nothing else.
+
+    Autograd would also write into the `.grad` of the judge's parameters, which are the user's.
+    """
+    with torch.enable_grad():
+        leaf = shown.detach().requires_grad_()
+        values = score(leaf)
+        (slopes,) = torch.autograd.grad(values.sum(), leaf)  # a sample's score depends on that sample alone
+    carried = (shown * slopes.detach()).flatten(1).sum(dim=1)
+    return values.detach(), carried + (values.detach() - carried.detach())
+
+
+def foretelling(mask: Mask, areas: Tensor, scores: Tensor, full: Tensor, query: Query) -> Tensor:
+    """How well a mask's extents foretell which share of the image suffices and which is needed: a cross-entropy, scalar.
+
+    The part of its probability that the class regains when the top `areas` are kept, or loses when they are hidden, is
+    taken for a chance; its logistic curve over the logarithm of the area is what `extents` and `spreads` describe.
+
+    Args:
+        mask: for one class an image.
+        areas: shares that were kept, and hidden (B,).
+        scores: the judge's, of the kept and then of the hidden images (2B,).
+        full: the scores of the whole images (B,).
+        query: which asked; against a rival, one half is chance.
+    """
+    chance = torch.zeros_like(full) if query.negative is None else 0.5 * (query.negative[:, 0] >= 0)
+    seen = (scores.reshape(2, -1) - chance) / (full - chance).clamp_min(0.05)
+    wanted = torch.stack([seen[0], 1 - seen[1]], dim=1).clamp(0, 1)
+    foretold = (areas.log()[:, None] - mask.extents[:, 0]) / mask.spreads
+    return F.binary_cross_entropy_with_logits(foretold, wanted)
+
+
+def kept_softly(logits: Tensor, areas: Tensor, softness: float) -> Tensor:
+    """Soft masks (B, 1, h, w) that keep the top share of positions.
+
+    Args:
+        logits: standardised mask logits (B, 1, h, w).
+        areas: share to keep (B,), in (0, 1).
+        softness: width of the threshold, in deviations of the map.
+    """
+    flat = logits.detach().flatten(1)
+    ranks = ((1 - areas) * (flat.shape[1] - 1)).round().long()
+    thresholds = flat.sort(dim=1).values.gather(1, ranks[:, None])
+    return torch.sigmoid((logits - thresholds[:, :, None, None]) / softness)
+
+
+def draw_areas(batch: int, generator: torch.Generator) -> Tensor:
+    """Area shares (B,): by turns uniform in [0.05, 0.95] and log-uniform in [0.01, 0.95], for large and small objects."""
+    uniform = draw(generator, batch, like=torch.empty(0), low=0.05, high=0.95)
+    small = draw(generator, batch, like=torch.empty(0), low=math.log(0.01), high=math.log(0.95)).exp()
+    return torch.where(torch.arange(batch) % 2 == 0, uniform, small)
+
+
+def draw_query(log_probabilities: Tensor, contrastive: float, generator: torch.Generator) -> Query:
+    """One question an image: the predicted class or, one time in three, another of the top five; some against a rival.
+
+    Args:
+        log_probabilities: of the target on the clean images (B, K).
+        contrastive: share of questions "why a rather than b", a and b among the top classes.
+    """
+    batch, classes = log_probabilities.shape
+    top = log_probabilities.topk(min(5, classes), dim=1).indices
+    first = torch.rand(batch, generator=generator) >= 1 / 3
+    other = torch.randint(1, top.shape[1], (batch,), generator=generator)
+    place = torch.where(first, torch.zeros_like(other), other)
+    rival_place = torch.where(first, other, torch.zeros_like(other))
+    rivals = torch.rand(batch, generator=generator) < contrastive
+    positive = top.gather(1, place[:, None].to(top.device))
+    negative = top.gather(1, rival_place[:, None].to(top.device))
+    return Query(positive, torch.where(rivals[:, None].to(top.device), negative, torch.full_like(negative, -1)))
+
+
+def total_variation(maps: Tensor) -> Tensor:
+    """Mean absolute difference of neighbours in maps (B, Q, h, w)."""
+    down, right = maps.diff(dim=2).abs(), maps.diff(dim=3).abs()
+    return sum((d.mean() for d in (down, right) if d.numel()), torch.zeros((), device=maps.device))

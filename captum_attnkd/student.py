@@ -1,0 +1,285 @@
+"""The attention-based student: mimics the target, with attention and class evidence at every level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import LevelAttention
+from .classifier import LocalClassifier
+from .levels import Level, Tapped
+
+Context = Callable[[], AbstractContextManager[Any]]
+
+
+class StudentOutput(NamedTuple):
+    """What one pass of the student gives; levels run from the finest to the deepest.
+
+    Attributes:
+        scaled: features per level (B, C_l, h_l, w_l), zero mean and unit deviation per channel over the training images.
+        attended: the same levels' features after attention, as the heads see them.
+        attention: attention maps per level (B, 1, h_l, w_l) in (0, 1).
+        level_logits: each level's own class scores (B, K).
+        logits: the student's class scores (B, K).
+    """
+
+    scaled: tuple[Tensor, ...]
+    attended: tuple[Tensor, ...]
+    attention: tuple[Tensor, ...]
+    level_logits: tuple[Tensor, ...]
+    logits: Tensor
+
+
+class Trunk(Protocol):
+    """Where a student's features come from. `trained` tells whether distillation changes it."""
+
+    trained: bool
+
+    def __call__(self, images: Tensor, ask: Callable[[], Any] | None = None) -> tuple[list[Tensor], Any]:
+        """Features per level, finest first, and the network's own output where it has one (else None)."""
+
+
+class GraftedTrunk:
+    """The target's own layers, frozen and shared, never copied, and never registered in the student."""
+
+    trained = False
+
+    def __init__(self, tapped: Tapped) -> None:
+        self.tapped = tapped
+
+    def __call__(self, images: Tensor, ask: Callable[[], Any] | None = None) -> tuple[list[Tensor], Any]:
+        """Run the target once; its features carry no gradient."""
+        with torch.no_grad():
+            return self.tapped(images, ask)
+
+
+class ConvTrunk(nn.Module):
+    """A small convolutional network of our own: each stage halves the resolution, the last is about 7x7.
+
+    Args:
+        in_channels: of the images.
+        image_size: (H, W) of the images; decides the number of stages.
+        width: channels of the first stage; doubled a stage, up to eight times.
+    """
+
+    trained = True
+
+    def __init__(self, in_channels: int, image_size: tuple[int, int], width: int = 32) -> None:
+        super().__init__()
+        stages = 1
+        while min(image_size) / 2 ** (stages + 1) >= 5 and stages < 5:
+            stages += 1
+        width = width if stages < 5 else width // 2
+        widths = [width * min(2**stage, 8) for stage in range(stages)]
+        self.widths = widths
+        inputs = [in_channels, *widths[:-1]]
+        self.stages = nn.ModuleList(_Stage(a, b) for a, b in zip(inputs, widths, strict=True))
+
+    def sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """(h, w) of each level, finest first, for images of `image_size`."""
+        height, width = image_size
+        found = []
+        for _ in self.stages:
+            height, width = (height + 1) // 2, (width + 1) // 2
+            found.append((height, width))
+        return found[-4:]
+
+    def forward(self, images: Tensor, ask: Callable[[], Any] | None = None) -> tuple[list[Tensor], None]:
+        """Features after each of the last four stages, finest first, each (B, C_l, h_l, w_l)."""
+        features, levels = images, []
+        for stage in self.stages:
+            features = stage(features)
+            levels.append(features.float())
+        return levels[-4:], None
+
+
+class _Stage(nn.Module):
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.down = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+        )
+        self.block = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels),
+        )  # fmt: skip
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.down(features)
+        return F.relu(features + self.block(features))
+
+
+class BackboneTrunk(nn.Module):
+    """A network that the user chose for the student, tapped like a target and trained by distillation.
+
+    Args:
+        backbone: any module on images; its own output is not used.
+        levels: where to tap it.
+    """
+
+    trained = True
+
+    def __init__(self, backbone: nn.Module, levels: Sequence[Level]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self._tapped = Tapped(backbone, levels)
+
+    def forward(self, images: Tensor, ask: Callable[[], Any] | None = None) -> tuple[list[Tensor], None]:
+        """The backbone's features, finest first."""
+        features, _ = self._tapped(images)
+        return features, None
+
+
+class LevelHead(nn.Module):
+    """Attention and class evidence at one level.
+
+    Args:
+        channels: C of the level.
+        classes: K.
+        classifier: the target's own classifier for this level; where it is exact it stays, else it is the beginning.
+    """
+
+    def __init__(self, channels: int, classes: int, classifier: LocalClassifier | None = None) -> None:
+        super().__init__()
+        self.attention = LevelAttention(channels)
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("deviation", torch.ones(channels))
+        self.mean: Tensor
+        self.deviation: Tensor
+        self._exact = classifier if classifier is not None and classifier.exact else None
+        self._raw = classifier is not None  # the target's classifier wants the target's features, not scaled ones
+        if self._exact is None:
+            self.evidence = nn.Linear(channels, classes)
+            if classifier is not None:
+                (layer,) = classifier.layers
+                assert isinstance(layer, nn.Linear)
+                with torch.no_grad():
+                    self.evidence.weight.copy_(layer.weight)
+                    if layer.bias is not None:
+                        self.evidence.bias.copy_(layer.bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scaled features, attended features, attention map and this level's logits (B, K)."""
+        scaled = self.scale(features)
+        attended, attention = self.attention(features if self._raw else scaled, scaled)
+        return scaled, attended, attention, self.classify(attended.mean(dim=(2, 3)))
+
+    def scale(self, features: Tensor) -> Tensor:
+        """Bring features to zero mean and unit deviation per channel."""
+        return (features - self.mean[:, None, None]) / self.deviation[:, None, None]
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Class scores (..., K) of features (..., C)."""
+        return self.evidence(features) if self._exact is None else self._exact(features)
+
+    def evidence_of(self, attended: Tensor, positive: Tensor, negative: Tensor | None) -> Tensor:
+        """Class evidence maps (B, Q, h, w) for the classes asked about, less those of the rivals.
+
+        Args:
+            attended: (B, C, h, w).
+            positive: class indices (B, Q).
+            negative: rivals (B, Q), -1 for none; or None.
+        """
+        if self._exact is None:  # only the rows asked about
+            rows, bias = self.evidence.weight[positive], self.evidence.bias[positive]
+            if negative is not None:
+                against = (negative >= 0).to(rows.dtype)
+                rows = rows - self.evidence.weight[negative.clamp_min(0)] * against[:, :, None]
+                bias = bias - self.evidence.bias[negative.clamp_min(0)] * against
+            return torch.einsum("bqc,bchw->bqhw", rows, attended) + bias[:, :, None, None]
+        return pick(self.all_evidence(attended), positive, negative)
+
+    def all_evidence(self, attended: Tensor) -> Tensor:
+        """Class evidence maps (B, K, h, w) of all classes."""
+        return self.classify(attended.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Student(nn.Module):
+    """Features from a trunk; attention, class evidence and logits at every level.
+
+    Args:
+        trunk: where features come from.
+        channels: C of each level, finest first.
+        classes: K.
+        classifier: the target's own classifier for the deepest level, if it could be found.
+    """
+
+    def __init__(
+        self, trunk: Trunk, channels: Sequence[int], classes: int, classifier: LocalClassifier | None = None
+    ) -> None:
+        super().__init__()
+        self.classes, self.channels = classes, tuple(channels)
+        # A module is registered, hence trained and saved; the target behind a grafted trunk is not.
+        self.trunk = trunk
+        last = len(channels) - 1
+        self.heads = nn.ModuleList(
+            LevelHead(width, classes, classifier if level == last else None) for level, width in enumerate(channels)
+        )
+        self.grafted = not trunk.trained
+        # How much each level says: at first the deepest alone, which for an exact classifier is the target itself.
+        self.voices = nn.Parameter(torch.tensor([0.0] * last + [1.0]))
+
+    def forward(
+        self, images: Tensor, ask: Callable[[], Any] | None = None, fast: Context = nullcontext
+    ) -> tuple[StudentOutput, Any]:
+        """One pass.
+
+        Args:
+            images: (B, C, H, W).
+            ask: how the target is run, where the trunk is grafted on it and it is not simply called.
+            fast: context for the trunk alone (lower precision); the heads are small and stay in float32.
+
+        Returns:
+            The student's output, and the target's own output where the trunk is grafted (else None).
+        """
+        with fast():
+            features, output = self.trunk(images, ask)
+        return self.read(features), output
+
+    def read(self, features: Sequence[Tensor]) -> StudentOutput:
+        """From the levels' features to the student's output."""
+        scaled, attended, attention, logits = zip(
+            *(head(level) for head, level in zip(self.heads, features, strict=True)), strict=True
+        )
+        combined = torch.einsum("l,lbk->bk", self.voices, torch.stack(logits))
+        return StudentOutput(scaled, attended, attention, logits, combined)
+
+    @torch.no_grad()
+    def calibrate(self, features: Sequence[Tensor]) -> None:
+        """Set each level's channel means and deviations from the features of some training images."""
+        for head, level in zip(self.heads, features, strict=True):
+            head.mean.copy_(level.mean(dim=(0, 2, 3)))
+            # A dead channel must not be blown up.
+            spread = level.std(dim=(0, 2, 3))
+            head.deviation.copy_(spread.clamp_min(1e-3 * float(spread.mean()) + 1e-6))
+
+    def evidence(self, seen: StudentOutput, positive: Tensor, negative: Tensor | None) -> list[Tensor]:
+        """Class evidence per level, finest first, each (B, Q, h_l, w_l), for classes (B, Q) less their rivals."""
+        return [
+            head.evidence_of(level, positive, negative) for head, level in zip(self.heads, seen.attended, strict=True)
+        ]
+
+    def posterior(self, seen: StudentOutput, positive: Tensor, negative: Tensor | None) -> Tensor:
+        """Local log-posterior at the deepest level (B, Q, h, w): how far each position alone speaks for the class.
+
+        Against a rival it is the difference of the two log-posteriors, where the other classes cancel.
+        """
+        everything = self.heads[-1].all_evidence(seen.attended[-1]).log_softmax(dim=1)
+        return pick(everything, positive, negative)
+
+
+def pick(maps: Tensor, positive: Tensor, negative: Tensor | None) -> Tensor:
+    """Of maps (B, K, h, w), those of the classes (B, Q), less those of their rivals (-1 for none)."""
+    rows = torch.arange(len(maps), device=maps.device)[:, None]
+    found = maps[rows, positive]
+    if negative is None:
+        return found
+    against = (negative >= 0).to(maps.dtype)[:, :, None, None]
+    return found - maps[rows, negative.clamp_min(0)] * against

@@ -1,0 +1,87 @@
+"""The surrogate: student and explanation network, from images to saliency in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .explanation import ExplanationNetwork, FusedLevel, Mask, standardise
+from .student import Student, StudentOutput
+
+
+class Query(NamedTuple):
+    """What is asked of B images: Q classes each, and against which rivals.
+
+    Attributes:
+        positive: class indices (B, Q), int64.
+        negative: rivals (B, Q), int64; -1 for none. None where no class has a rival.
+    """
+
+    positive: Tensor
+    negative: Tensor | None = None
+
+    def score(self, log_probabilities: Tensor) -> Tensor:
+        """Probability (B, Q) of the classes; against rivals, of the class when only the two are possible."""
+        wanted = log_probabilities.gather(1, self.positive)
+        if self.negative is None:
+            return wanted.exp()
+        against = torch.sigmoid(wanted - log_probabilities.gather(1, self.negative.clamp_min(0)))
+        return torch.where(self.negative >= 0, against, wanted.exp())
+
+
+class Surrogate(nn.Module):
+    """Student and explanation network.
+
+    Args:
+        student: gives features, attention, class evidence and logits.
+        sizes: (h, w) of the student's levels, finest first.
+        image_shape: (C, H, W); images of at most `longest_side` pixels a side are a level themselves.
+        longest_side: levels with a longer side are left out of the maps' fusion; they cost more than they tell. The
+            finest level kept is the maps' resolution.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        sizes: Sequence[tuple[int, int]],
+        image_shape: tuple[int, int, int],
+        longest_side: int = 80,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        coarse = [level for level, size in enumerate(sizes) if max(size) <= longest_side]
+        self.first = coarse[0] if coarse else len(sizes) - 1
+        self.with_pixels = max(image_shape[1:]) <= longest_side
+        channels, kept = list(student.channels[self.first :]), list(sizes[self.first :])
+        if self.with_pixels:
+            channels, kept = [image_shape[0], *channels], [(image_shape[1], image_shape[2]), *kept]
+        self.explanation = ExplanationNetwork(channels, kept)
+
+    def explain(self, images: Tensor, seen: StudentOutput, query: Query) -> Mask:
+        """The mask for the classes asked about, at the maps' resolution."""
+        evidence = self.student.evidence(seen, query.positive, query.negative)[self.first :]
+        posterior = self.student.posterior(seen, query.positive, query.negative)
+        probability = query.score(seen.logits.log_softmax(dim=1))
+        levels = [FusedLevel(*pair) for pair in zip(seen.scaled, seen.attention, strict=True)][self.first :]
+        if self.with_pixels:
+            # Pixels are a level like the others, but say nothing of a class and attract no attention.
+            pixels = standardise(images.float())
+            levels.insert(0, FusedLevel(pixels, torch.full_like(pixels[:, :1], 0.5)))
+            evidence.insert(0, pixels.new_zeros(len(images), query.positive.shape[1], *images.shape[-2:]))
+        mask: Mask = self.explanation(levels, evidence, posterior, probability)
+        return mask
+
+    def prior(self, seen: StudentOutput, query: Query) -> Tensor:
+        """The class activation map that the explanation network starts from: standardised (B, Q, h, w), deepest level."""
+        return standardise(self.student.posterior(seen, query.positive, query.negative))
+
+    def forward(
+        self, images: Tensor, query: Query, ask: Callable[[], Any] | None = None
+    ) -> tuple[Tensor, StudentOutput, Any]:
+        """Saliency masks (B, Q, H, W), the student's output, and the target's own output (None from a compact student)."""
+        seen, output = self.student(images, ask)
+        mask = self.explain(images, seen, query)
+        return mask.saliency((images.shape[-2], images.shape[-1])), seen, output

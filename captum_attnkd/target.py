@@ -1,0 +1,240 @@
+"""The user's model: how it is asked, with or without gradients, and how it is left as it was found."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError, TargetError
+
+OutputKind = Literal["auto", "logits", "probabilities"]
+
+# Modules of these families answer differently in training mode; others may carry the flag without harm.
+_MODE_DEPENDENT = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
+
+
+class Target:
+    """A classifier, asked for log-probabilities and otherwise left alone.
+
+    Args:
+        forward_func: any callable from images (B, C, H, W) to class scores (B, K): a module, a scripted module, a function.
+        output: whether those scores are "logits" or "probabilities"; "auto" decides by the first answer.
+        max_images_per_second: upper bound on the rate at which images are sent, for metered services; None for no bound.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        output: OutputKind = "auto",
+        max_images_per_second: float | None = None,
+    ) -> None:
+        if not callable(forward_func):
+            raise InputError(
+                f"forward_func must be callable (a model or a function), got {type(forward_func).__name__}"
+            )
+        if output not in ("auto", "logits", "probabilities"):
+            raise InputError(f"output must be 'auto', 'logits' or 'probabilities', got {output!r}")
+        if max_images_per_second is not None and not max_images_per_second > 0:
+            raise InputError(f"max_images_per_second must be positive, got {max_images_per_second}")
+        self.forward_func = forward_func
+        self.output: OutputKind = output
+        self._told: OutputKind = output
+        self.queries = 0  # images sent so far
+        self.dtype: torch.dtype | None = None  # what the model is fed; None: whatever the images come in
+        self._rate = max_images_per_second
+        self._next_free = 0.0
+        self._rate_lock = threading.Lock()
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The model as an `nn.Module`, out of its `DataParallel` wrapping; None where it is only a function."""
+        found = self.forward_func
+        while isinstance(found, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            found = found.module
+        return found if isinstance(found, nn.Module) else None
+
+    @property
+    def tappable(self) -> bool:
+        """Whether features can be read from inside the model with forward hooks."""
+        return self.module is not None and not isinstance(self.module, torch.jit.ScriptModule)
+
+    @property
+    def name(self) -> str:
+        """What to call the model in messages and metadata."""
+        found = self.module if self.module is not None else self.forward_func
+        return getattr(found, "__name__", None) or type(found).__name__
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the model's first parameter or buffer lives; None where that cannot be known."""
+        if self.module is None:
+            return None
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            return tensor.device
+        return None
+
+    def check_mode(self) -> None:
+        """Refuse a model in training mode, whose answers depend on the batch or on chance.
+
+        Raises:
+            TargetError: naming the first module that is in training mode.
+        """
+        module = self.module
+        if module is None:
+            return
+        if module.training:
+            raise TargetError(f"the model ({self.name}) is in training mode; call model.eval() first")
+        for name, child in module.named_modules():
+            if child.training and isinstance(child, _MODE_DEPENDENT):
+                raise TargetError(
+                    f"module {name!r} ({type(child).__name__}) of the model is in training mode; call model.eval() first"
+                )
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the model's parameters live on the CPU, as far as can be known."""
+        return self.device is None or self.device.type == "cpu"
+
+    def fresh(self) -> Target:
+        """The same model with nothing learned of it yet."""
+        return Target(self.forward_func, self._told, self._rate)
+
+    def run(self, images: Tensor, *extra: Any) -> Any:
+        """The model's own output for `images`, whatever it is, at the rate allowed and in the precision it takes."""
+        self._wait_for_turn(len(images))
+        if self.dtype is not None:
+            images = images.to(self.dtype)
+        self.queries += len(images)
+        return (self.module if self.tappable and self.module is not None else self.forward_func)(images, *extra)
+
+    def raw(self, images: Tensor, *extra: Any) -> Tensor:
+        """The model's own output for `images`, checked to be (B, K), K >= 2."""
+        return check_output(self.run(images, *extra), len(images))
+
+    def log_probabilities(self, images: Tensor, *extra: Any) -> Tensor:
+        """Log-probabilities (B, K), float32, of `images` (B, C, H, W); differentiable where the model is.
+
+        Raises:
+            TargetError: the output is not (B, K) with K >= 2, or holds NaN.
+        """
+        return self.to_log_probabilities(self.raw(images, *extra))
+
+    def to_log_probabilities(self, scores: Tensor) -> Tensor:
+        """Turn the model's own scores (B, K) into float32 log-probabilities, by the kind they are."""
+        scores = scores.float()
+        if bool(torch.isnan(scores.detach()).any()):
+            raise TargetError(f"the model ({self.name}) returned NaN")
+        if self.output == "auto":
+            self.output = detect_output_kind(scores.detach())
+        if self.output == "probabilities":
+            # A probability of exactly 0 would give -inf and NaN gradients.
+            return torch.log(scores.clamp_min(1e-12)).log_softmax(dim=1)
+        return scores.log_softmax(dim=1)
+
+    def examine(self, images: Tensor) -> bool:
+        """Ask about a few images twice: the answers must agree. Returns whether gradients reach the images.
+
+        Raises:
+            TargetError: the model behaves randomly, or its output is not (B, K).
+        """
+        self.check_mode()
+        with torch.no_grad():
+            first, again = self.log_probabilities(images), self.log_probabilities(images)
+        if not torch.allclose(first, again, atol=1e-3, rtol=1e-3):
+            raise TargetError(
+                f"the model ({self.name}) gave two different answers to the same images (largest difference "
+                f"{(first - again).abs().max().item():.3g}); a random model cannot be explained: switch dropout and sampling off"
+            )
+        try:
+            with torch.enable_grad():
+                leaf = images.detach().clone().requires_grad_()
+                (gradient,) = torch.autograd.grad(self.log_probabilities(leaf)[:, 0].sum(), leaf, allow_unused=True)
+        except (
+            RuntimeError,
+            NotImplementedError,
+            TypeError,
+        ):  # no graph, or an operation without a derivative
+            return False
+        return gradient is not None and bool(torch.isfinite(gradient).all()) and bool(gradient.abs().sum() > 0)
+
+    def _wait_for_turn(self, count: int) -> None:
+        if self._rate is None:
+            return
+        with self._rate_lock:
+            now = time.monotonic()
+            start = max(now, self._next_free)
+            self._next_free = start + count / self._rate
+        time.sleep(start - now)
+
+
+def check_output(output: Any, batch: int) -> Tensor:
+    """Return `output` if it is a tensor of class scores (batch, K), K >= 2.
+
+    Raises:
+        TargetError: saying what came instead and how to wrap the model.
+    """
+    if not isinstance(output, Tensor):
+        raise TargetError(
+            f"the model returned {type(output).__name__}, not a tensor of class scores (B, K); "
+            "wrap it, for example: lambda images: model(images).logits"
+        )
+    if output.ndim != 2 or output.shape[0] != batch or output.shape[1] < 2:
+        raise TargetError(
+            f"the model returned shape {tuple(output.shape)} for {batch} images; class scores (B, K) with K >= 2 are needed "
+            "(a model with one output: wrap it to return both classes, torch.cat([-score, score], dim=1))"
+        )
+    return output
+
+
+def detect_output_kind(scores: Tensor) -> Literal["logits", "probabilities"]:
+    """Probabilities are non-negative and add up to one for every image; anything else is taken for logits."""
+    tolerance = 2e-2 if scores.shape[1] > 100 else 5e-3  # half precision rounds every one of K terms
+    sums_to_one = bool(((scores.sum(dim=1) - 1).abs() < tolerance).all())
+    return "probabilities" if sums_to_one and bool((scores >= 0).all()) else "logits"
+
+
+@contextlib.contextmanager
+def left_as_found(forward_func: Callable[..., Any]) -> Iterator[None]:
+    """Whatever happens inside, put back the model's training flags, gradient flags, gradients and buffers."""
+    if not isinstance(forward_func, nn.Module) or isinstance(forward_func, torch.jit.ScriptModule):
+        yield
+        return
+    modes = [(module, module.training) for module in forward_func.modules()]
+    parameters = [(p, p.requires_grad, p.grad) for p in forward_func.parameters()]
+    buffers = [(b, b.detach().clone()) for b in forward_func.buffers()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad, grad in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
+
+
+@contextlib.contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Seed Python, NumPy and torch for the time inside; afterwards their states are as they were."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,1 @@
+"""Data sets with exact truth, made from embedded data: no download."""

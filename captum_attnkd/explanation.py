@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -48,8 +49,7 @@ class Mask(NamedTuple):
         ranks = ((1 - shares) * (flat.shape[2] - 1)).round().long()
         suffices, needed = flat.sort(dim=2).values.gather(2, ranks)[..., None].unbind(dim=2)
         middle, width = (suffices + needed) / 2, (needed - suffices).clamp_min(0.2)
-        mask = torch.sigmoid(4 * (flat - middle) / width).reshape(self.logits.shape)
-        return resized(mask, size)
+        return resized(squashed(4 * (flat - middle) / width).reshape(self.logits.shape), size)
 
 
 class ExplanationNetwork(nn.Module):
@@ -74,7 +74,7 @@ class ExplanationNetwork(nn.Module):
         self.lateral = nn.ModuleList(nn.Conv2d(c + 1, w, 1) for c, w in zip(channels, widths, strict=True))
         self.smooth = nn.ModuleList(_block(w) for w in widths)
         # From a deeper level to the next finer one, narrowed before it is enlarged.
-        self.rise = nn.ModuleList(nn.Conv2d(deep, w, 1) for w, deep in zip(widths, widths[1:], strict=False))
+        self.rise = nn.ModuleList(nn.Conv2d(deep, w, 1) for w, deep in pairwise(widths))
         self.key = nn.ModuleList(nn.Conv2d(w, w, 1) for w in widths)
         self.context = nn.ModuleList(nn.Conv2d(w, q, 1) for w, q in zip(widths, asked, strict=True))
         # The prior at first, later what came from the deeper level; the class's evidence; likeness per group.
@@ -145,13 +145,19 @@ class ExplanationNetwork(nn.Module):
         batch, width, height, wide = keys.shape
         parts = _unit(keys.reshape(batch, self.groups, width // self.groups, height * wide))
         pooled = F.adaptive_avg_pool2d(parts.reshape(keys.shape), size).reshape(*parts.shape[:3], -1)
-        wanted = _unit((pooled @ weights.transpose(1, 2)[:, None]))  # B, G, d, Q
+        wanted = _unit(pooled @ weights.transpose(1, 2)[:, None])  # B, G, d, Q
         return (wanted.transpose(2, 3) @ parts).transpose(1, 2).reshape(batch, -1, self.groups, height, wide)
 
 
 def _unit(vectors: Tensor) -> Tensor:
     """Vectors (B, G, d, N) at unit length over d."""
     return vectors * torch.rsqrt(vectors.square().sum(dim=2, keepdim=True) + 1e-6)
+
+
+def squashed(logits: Tensor) -> Tensor:
+    """A sigmoid with slower ends: strictly rising from 0 to 1 over all that occurs, so that ranks survive in float32."""
+    deep = torch.where(logits < -8, -8 - torch.log1p((-8 - logits).clamp_min(0)), logits)
+    return torch.where(logits < 0, torch.sigmoid(deep), 1 - 0.5 / (1 + logits.clamp_min(0) / 2))
 
 
 def standardise(maps: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ class Fit:
             accelerator.process_index, accelerator.num_processes,
         )  # fmt: skip
         stream.passes, stream.batches = at.passes, at.batches
-        images = iter(stream)
+        images = stream.endless()
         bar = tqdm(
             total=steps, initial=at.step, desc=name, unit="step", leave=False,
             disable=(None if self.progress_bar is None else not self.progress_bar) if accelerator.is_main_process else True,
@@ -251,7 +251,7 @@ class Fit:
         return images.contiguous(memory_format=torch.channels_last) if self._channels_last else images
 
     def _held_out(self, most: int = 96, size: int = 32) -> Iterable[Tensor]:
-        for images in self.found.held_out[:most].float().split(size):
+        for images in torch.split(self.found.held_out[:most].float(), size):
             yield self._placed(images)
 
     # -- held-out figures --------------------------------------------------------------------------------------------
@@ -458,7 +458,7 @@ def _bf16(device: torch.device, precision: str, gradients: bool) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return (
         device.type == "cpu" and not gradients and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _native_bf16()
     )

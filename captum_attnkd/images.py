@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,8 @@ def survey(loader: Iterable[Any], image_key: Any = None, val_loader: Iterable[An
         raise LoaderError(
             "the loader can be looked through only once (an iterator or generator); pass a DataLoader or a list of batches"
         )
-    count, total, squares, together = 0, 0.0, 0.0, 0
+    count, together = 0, 0
+    total = squares = torch.zeros(())
     shape: tuple[int, ...] | None = None
     dtype = torch.float32
     lowest: list[tuple[int, int, Tensor]] = []  # a heap of (-hash, order, image): the images with the smallest hashes
@@ -96,8 +97,8 @@ def survey(loader: Iterable[Any], image_key: Any = None, val_loader: Iterable[An
                 f"val_loader must give images of the loader's shape {shape}, got {[tuple(b.shape[1:]) for b in batches[:1]]}"
             )
         held_out, threshold, left = torch.cat(batches)[:MOST_HELD_OUT], -1, count
-    mean = torch.as_tensor(total / count)
-    deviation = torch.as_tensor(squares / count - mean.square()).clamp_min(1e-12).sqrt()
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
     channels, height, width = shape
     return Survey(
         left,
@@ -223,7 +224,8 @@ class Stream:
         )
         self.passes, self.batches = 0, 0
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def endless(self) -> Generator[Tensor, None, None]:
+        """Batches (size, C, H, W), float32, pass after pass; close it when done."""
         skip = self.batches
         while True:
             with self._repeatable_order():

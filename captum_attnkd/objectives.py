@@ -109,7 +109,7 @@ class Explanation(nn.Module):
         pixels: Pixels,
         read_output: Ask,
         softness: float = 0.2,
-        smoothness: float = 0.02,
+        smoothness: float = 0.0,
         contrastive: float = 0.25,
         fast: Context = nullcontext,
     ) -> None:

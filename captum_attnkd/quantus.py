@@ -39,7 +39,7 @@ def explain_func(attribution: AttentiveKDAttribution, batch_size: int = 32) -> C
         device = attribution.device
         parts = [
             attribution.saliency(part.to(device), target=wanted).cpu()
-            for part, wanted in zip(images.split(batch_size), classes.split(batch_size), strict=True)
+            for part, wanted in zip(torch.split(images, batch_size), torch.split(classes, batch_size), strict=True)
         ]
         return torch.cat(parts).numpy()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -243,10 +243,13 @@ class Student(nn.Module):
             features, output = self.trunk(images, ask)
         return self.read(features), output
 
+    def _heads(self) -> list[LevelHead]:
+        return cast("list[LevelHead]", list(self.heads))
+
     def read(self, features: Sequence[Tensor]) -> StudentOutput:
         """From the levels' features to the student's output."""
         scaled, attended, attention, logits = zip(
-            *(head(level) for head, level in zip(self.heads, features, strict=True)), strict=True
+            *(head(level) for head, level in zip(self._heads(), features, strict=True)), strict=True
         )
         combined = torch.einsum("l,lbk->bk", self.voices, torch.stack(logits))
         return StudentOutput(scaled, attended, attention, logits, combined)
@@ -254,7 +257,7 @@ class Student(nn.Module):
     @torch.no_grad()
     def calibrate(self, features: Sequence[Tensor]) -> None:
         """Set each level's channel means and deviations from the features of some training images."""
-        for head, level in zip(self.heads, features, strict=True):
+        for head, level in zip(self._heads(), features, strict=True):
             head.mean.copy_(level.mean(dim=(0, 2, 3)))
             # A dead channel must not be blown up.
             spread = level.std(dim=(0, 2, 3))
@@ -263,7 +266,8 @@ class Student(nn.Module):
     def evidence(self, seen: StudentOutput, positive: Tensor, negative: Tensor | None) -> list[Tensor]:
         """Class evidence per level, finest first, each (B, Q, h_l, w_l), for classes (B, Q) less their rivals."""
         return [
-            head.evidence_of(level, positive, negative) for head, level in zip(self.heads, seen.attended, strict=True)
+            head.evidence_of(level, positive, negative)
+            for head, level in zip(self._heads(), seen.attended, strict=True)
         ]
 
     def posterior(self, seen: StudentOutput, positive: Tensor, negative: Tensor | None) -> Tensor:
@@ -271,7 +275,7 @@ class Student(nn.Module):
 
         Against a rival it is the difference of the two log-posteriors, where the other classes cancel.
         """
-        everything = self.heads[-1].all_evidence(seen.attended[-1]).log_softmax(dim=1)
+        everything = self._heads()[-1].all_evidence(seen.attended[-1]).log_softmax(dim=1)
         return pick(everything, positive, negative)
 
 

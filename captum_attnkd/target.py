@@ -228,7 +228,7 @@ def left_as_found(forward_func: Callable[..., Any]) -> Iterator[None]:
 def own_randomness(seed: int) -> Iterator[None]:
     """Seed Python, NumPy and torch for the time inside; afterwards their states are as they were."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count()))  # none on a machine without CUDA
     with torch.random.fork_rng(devices=devices):
         try:
             random.seed(seed)

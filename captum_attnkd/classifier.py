@@ -134,12 +134,8 @@ def _same_answer(scores: Tensor, output: Tensor) -> bool:
     """Whether `scores` are the output itself, or the logits behind probabilities or log-probabilities."""
     if scores.shape != output.shape:
         return False
-    tolerance = 1e-2 * max(1.0, float(output.abs().max()))
+    # Measured by how far the output's own values lie apart: small or nearly equal scores would else pass for any others.
+    tolerance = 1e-2 * float(output.max() - output.min())
     return any(
-        bool((form - output).abs().max() < limit)
-        for form, limit in (
-            (scores, tolerance),
-            (scores.softmax(1), 1e-3),
-            (scores.log_softmax(1), tolerance),
-        )
+        bool((form - output).abs().max() < tolerance) for form in (scores, scores.softmax(1), scores.log_softmax(1))
     )

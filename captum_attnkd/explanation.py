@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FIRST_EXTENTS = (math.log(0.25), math.log(0.05))  # before fitting
+FIRST_EXTENT = math.log(0.1)  # before fitting, a tenth of the image
+SOFTNESS = 0.2  # width of a mask's border, in deviations of its logits; the same when the judge sees it in fitting
 
 
 class FusedLevel(NamedTuple):
@@ -27,29 +28,24 @@ class Mask(NamedTuple):
     Attributes:
         logits: (B, Q, h, w) at the finest level, zero mean and unit deviation per map. Their order over the positions is
             the explanation.
-        extents: two shares of the image (B, Q, 2), natural logarithms. The first suffices: with only the most salient
-            positions kept, up to this share, the class is expected to regain half of its probability. The second is
-            needed: with the most salient positions hidden, up to this share, the class is expected to lose half of it.
-        spreads: how widely these scatter, on the logarithmic scale (2,); positive.
+        extent: natural logarithm of the share of the image (B, Q) at which the two sides balance: with the most salient
+            positions up to this share kept, or else hidden, the class is expected to be equally probable.
+        spread: how widely that share scatters, on the logarithmic scale; a positive scalar.
     """
 
     logits: Tensor
-    extents: Tensor
-    spreads: Tensor
+    extent: Tensor
+    spread: Tensor
 
     def saliency(self, size: tuple[int, int]) -> Tensor:
-        """The saliency mask (B, Q, H, W) in [0, 1] at a size of H x W pixels.
+        """The saliency mask (B, Q, H, W) in [0, 1] at a size of H x W pixels: one half at the border of the extent.
 
-        Its scale is learned, not set: it rises from the border of what suffices (0.12) to the border of what is needed
-        (0.88), so that a small object has a small mask and a large one a large mask.
+        So its size is learned, not set: a small object has a small mask and a large one a large mask.
         """
         flat = self.logits.float().flatten(2)
-        shares = self.extents.float().exp().clamp(1e-3, 0.999)
-        shares = torch.stack([shares.amax(dim=2), shares.amin(dim=2)], dim=2)
-        ranks = ((1 - shares) * (flat.shape[2] - 1)).round().long()
-        suffices, needed = flat.sort(dim=2).values.gather(2, ranks)[..., None].unbind(dim=2)
-        middle, width = (suffices + needed) / 2, (needed - suffices).clamp_min(0.2)
-        return resized(squashed(4 * (flat - middle) / width).reshape(self.logits.shape), size)
+        ranks = ((1 - self.extent.float().exp().clamp(1e-3, 0.999)) * (flat.shape[2] - 1)).round().long()
+        borders = flat.sort(dim=2).values.gather(2, ranks[:, :, None])
+        return resized(squashed((flat - borders) / SOFTNESS).reshape(self.logits.shape), size)
 
 
 class ExplanationNetwork(nn.Module):
@@ -84,9 +80,9 @@ class ExplanationNetwork(nn.Module):
         )
         self.certainty = nn.Linear(1, asked[-1])
         self.readout = nn.Conv2d(asked[0], 1, 1)
-        self.extents = nn.Linear(2 * asked[0], 2)
-        self.spreads = nn.Parameter(torch.tensor([-0.5, -0.5]))
-        for last_layer in (self.readout, self.extents):
+        self.extent = nn.Linear(2 * asked[0], 1)
+        self.spread = nn.Parameter(torch.tensor(-0.5))
+        for last_layer in (self.readout, self.extent):
             nn.init.zeros_(last_layer.weight)
             nn.init.zeros_(last_layer.bias)  # type: ignore[arg-type]
 
@@ -120,8 +116,8 @@ class ExplanationNetwork(nn.Module):
         logits = standardise(resized(prior, (refined.shape[-2], refined.shape[-1])) + refined)
         # Learned from, but not shaping, the decoder: so no weight has to balance it against the maps.
         summary = torch.cat([below.mean(dim=(2, 3)), below.amax(dim=(2, 3))], dim=1).detach()
-        extents = self.extents(summary).reshape(batch, queries, 2) + summary.new_tensor(FIRST_EXTENTS)
-        return Mask(logits, extents, F.softplus(self.spreads))
+        extent = FIRST_EXTENT + self.extent(summary).reshape(batch, queries)
+        return Mask(logits, extent, F.softplus(self.spread))
 
     def _scenes(self, levels: Sequence[FusedLevel]) -> list[Tensor]:
         """Class-agnostic decoder features per level, finest first, each (B, width_l, h_l, w_l)."""

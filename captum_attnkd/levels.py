@@ -17,6 +17,9 @@ from .errors import InputError, TargetError
 
 Layout = Literal["maps", "channels_last", "tokens"]
 
+# Their output has the size asked of them, whatever the image's: a small image's last features come out enlarged.
+_FIXED_SIZE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+
 # Hooks on a shared module are seen by every thread that runs it; one tapped pass at a time keeps threads apart.
 _TAP_LOCK = threading.RLock()
 
@@ -139,7 +142,11 @@ def find_levels(
     if names is not None:
         return _named_levels(network, firings, names)
     image_size = (images.shape[-2], images.shape[-1])
-    spatial = [(level, kind) for level, kind in firings if level.size[0] * level.size[1] >= 4]
+    spatial = [
+        (level, kind)
+        for level, kind in firings
+        if level.size[0] * level.size[1] >= 4 and not issubclass(kind, _FIXED_SIZE)
+    ]
     by_octave: dict[int, Level] = {}
     for level, _ in spatial:
         octave = _octave(level, image_size)

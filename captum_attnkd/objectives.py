@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attended_area
-from .explanation import Mask, resized
+from .explanation import SOFTNESS, Mask, resized
 from .perturbation import draw, flipped, random_fills, random_grid_masks, random_shift
 from .student import Context, Student
 from .surrogate import Query, Surrogate
@@ -98,8 +98,7 @@ class Explanation(nn.Module):
         surrogate: whose explanation network is taught.
         judge: differentiable log-probabilities of images.
         pixels: statistics for the fills.
-        softness: width of the soft threshold, in deviations of the map.
-        smoothness: weight of the total variation of the standardised logits.
+        contrastive: share of questions that ask against a rival.
     """
 
     def __init__(
@@ -108,8 +107,6 @@ class Explanation(nn.Module):
         judge: Ask,
         pixels: Pixels,
         read_output: Ask,
-        softness: float = 0.2,
-        smoothness: float = 0.0,
         contrastive: float = 0.25,
         fast: Context = nullcontext,
     ) -> None:
@@ -118,7 +115,7 @@ class Explanation(nn.Module):
         self.explanation = surrogate.explanation
         self._surrogate = [surrogate]  # in a list: only the explanation network is this module's to train
         self._judge, self._read_output, self._pixels = judge, read_output, pixels
-        self._softness, self._smoothness, self._contrastive = softness, smoothness, contrastive
+        self._contrastive = contrastive
 
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Loss, a scalar, for clean images (B, C, H, W)."""
@@ -129,9 +126,8 @@ class Explanation(nn.Module):
             answer = seen.logits.log_softmax(1) if output is None else self._read_output(output)
         query = draw_query(answer, self._contrastive, generator)
         mask = surrogate.explain(images, seen, query)
-        logits = mask.logits
         areas = draw_areas(len(images), generator).to(images)
-        keep = resized(kept_softly(logits, areas, self._softness), (images.shape[2], images.shape[3]))
+        keep = resized(kept_softly(mask.logits, areas), (images.shape[2], images.shape[3]))
         fills = random_fills(images, self._pixels.mean, self._pixels.deviation, generator)
         kept, hidden = keep * images + (1 - keep) * fills, (1 - keep) * images + keep * fills
         shown = random_shift(torch.cat([kept, hidden]), generator)
@@ -142,9 +138,9 @@ class Explanation(nn.Module):
         twice = Query(torch.cat([query.positive, query.positive]), rivals)
         scores, carried = through(shown, lambda leaf: twice.score(self._judge(leaf))[:, 0])
         kept_score, hidden_score = carried.chunk(2)
-        full = query.score(answer)[:, 0]
-        enough = foretelling(mask, areas, scores, full, query)
-        return (hidden_score - kept_score).mean() + self._smoothness * total_variation(logits) + enough
+        kept_alone, hidden_alone = scores.chunk(2)
+        foretold = foretelling(mask, areas, kept_alone, hidden_alone, query)
+        return (hidden_score - kept_score).mean() + foretold
 
 
 def through(shown: Tensor, score: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -160,27 +156,26 @@ def through(shown: Tensor, score: Callable[[Tensor], Tensor]) -> tuple[Tensor, T
     return values.detach(), carried + (values.detach() - carried.detach())
 
 
-def foretelling(mask: Mask, areas: Tensor, scores: Tensor, full: Tensor, query: Query) -> Tensor:
-    """How well a mask's extents foretell which share of the image suffices and which is needed: a cross-entropy, scalar.
+def foretelling(mask: Mask, areas: Tensor, kept: Tensor, hidden: Tensor, query: Query) -> Tensor:
+    """How well a mask's extent foretells which side of it the class is on: a cross-entropy, scalar.
 
-    The part of its probability that the class regains when the top `areas` are kept, or loses when they are hidden, is
-    taken for a chance; its logistic curve over the logarithm of the area is what `extents` and `spreads` describe.
+    The kept side's part in the class's probability, kept / (kept + hidden), is taken for a chance; its logistic curve over
+    the logarithm of the area is what `extent` and `spread` describe.
 
     Args:
         mask: for one class an image.
-        areas: shares that were kept, and hidden (B,).
-        scores: the judge's, of the kept and then of the hidden images (2B,).
-        full: the scores of the whole images (B,).
+        areas: shares that were kept, or hidden (B,).
+        kept: the judge's scores with only that share (B,).
+        hidden: with all but that share (B,).
         query: which asked; against a rival, one half is chance.
     """
-    chance = torch.zeros_like(full) if query.negative is None else 0.5 * (query.negative[:, 0] >= 0)
-    seen = (scores.reshape(2, -1) - chance) / (full - chance).clamp_min(0.05)
-    wanted = torch.stack([seen[0], 1 - seen[1]], dim=1).clamp(0, 1)
-    foretold = (areas.log()[:, None] - mask.extents[:, 0]) / mask.spreads
-    return F.binary_cross_entropy_with_logits(foretold, wanted)
+    chance = torch.zeros_like(kept) if query.negative is None else 0.5 * (query.negative[:, 0] >= 0)
+    above, below = (kept - chance).clamp_min(0) + 1e-3, (hidden - chance).clamp_min(0) + 1e-3
+    foretold = (areas.log() - mask.extent[:, 0]) / mask.spread
+    return F.binary_cross_entropy_with_logits(foretold, above / (above + below))
 
 
-def kept_softly(logits: Tensor, areas: Tensor, softness: float) -> Tensor:
+def kept_softly(logits: Tensor, areas: Tensor, softness: float = SOFTNESS) -> Tensor:
     """Soft masks (B, 1, h, w) that keep the top share of positions.
 
     Args:
@@ -218,9 +213,3 @@ def draw_query(log_probabilities: Tensor, contrastive: float, generator: torch.G
     positive = top.gather(1, place[:, None].to(top.device))
     negative = top.gather(1, rival_place[:, None].to(top.device))
     return Query(positive, torch.where(rivals[:, None].to(top.device), negative, torch.full_like(negative, -1)))
-
-
-def total_variation(maps: Tensor) -> Tensor:
-    """Mean absolute difference of neighbours in maps (B, Q, h, w)."""
-    down, right = maps.diff(dim=2).abs(), maps.diff(dim=3).abs()
-    return sum((d.mean() for d in (down, right) if d.numel()), torch.zeros((), device=maps.device))

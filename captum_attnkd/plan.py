@@ -91,7 +91,7 @@ class Plan:
                 raise TargetError(
                     f"a grafted student needs the layers of a torch module, but {target.name} has none that can be tapped"
                 )
-            trunk = GraftedTrunk(Tapped(target.module, self.levels))
+            trunk = GraftedTrunk(Tapped(target.module, self.levels), target.run)
             classifier = self._classifier(target.module)
         elif self.backbone is not None:
             trunk = BackboneTrunk(backbone if backbone is not None else named_backbone(self.backbone), self.levels)
@@ -165,8 +165,8 @@ def make_plan(
         raise InputError(
             f"student='grafted' needs gradients through the model, and {target.name} gives none; use student='compact'"
         )
-    found = find_levels(target.module, images, levels)
-    classifier = find_classifier(target.module, found[-1], images)
+    found = find_levels(target.module, images, levels, ask=lambda: target.run(images))
+    classifier = find_classifier(target.module, found[-1], images, ask=lambda: target.run(images))
     names = {id(module): name for name, module in target.module.named_modules()}
     return Plan(
         "grafted", shape, classes, tuple(found),

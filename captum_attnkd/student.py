@@ -45,17 +45,22 @@ class Trunk(Protocol):
 
 
 class GraftedTrunk:
-    """The target's own layers, frozen and shared, never copied, and never registered in the student."""
+    """The target's own layers, frozen and shared, never copied, and never registered in the student.
+
+    Args:
+        tapped: the target's module.
+        run: how it is asked where a call does not say otherwise: in its precision, at its rate, and counted.
+    """
 
     trained = False
 
-    def __init__(self, tapped: Tapped) -> None:
-        self.tapped = tapped
+    def __init__(self, tapped: Tapped, run: Callable[[Tensor], Any]) -> None:
+        self.tapped, self._run = tapped, run
 
     def __call__(self, images: Tensor, ask: Callable[[], Any] | None = None) -> tuple[list[Tensor], Any]:
         """Run the target once; its features carry no gradient."""
         with torch.no_grad():
-            return self.tapped(images, ask)
+            return self.tapped(images, ask if ask is not None else lambda: self._run(images))
 
 
 class ConvTrunk(nn.Module):

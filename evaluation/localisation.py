@@ -1,0 +1,36 @@
+"""Does the map lie on the object? Localisation is not faithfulness: the two are reported apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
+    """Whether each map's maximum lies inside its object (Zhang et al., 2018): (B,), float32, 0 or 1.
+
+    Args:
+        maps: saliency (B, 1, H, W).
+        masks: where the objects are (B, H, W), bool; none may be empty.
+    """
+    _refuse_empty(masks)
+    peaks = maps.flatten(1).argmax(dim=1, keepdim=True)
+    return masks.flatten(1).gather(1, peaks)[:, 0].float()
+
+
+def saliency_share(maps: Tensor, masks: Tensor) -> Tensor:
+    """Share of the positive saliency that lies inside the object (relevance mass): (B,), in [0, 1].
+
+    Args:
+        maps: saliency (B, 1, H, W); negative values count as none.
+        masks: where the objects are (B, H, W), bool; none may be empty.
+    """
+    _refuse_empty(masks)
+    positive = maps[:, 0].clamp_min(0)
+    return (positive * masks).sum(dim=(1, 2)) / positive.sum(dim=(1, 2)).clamp_min(1e-12)
+
+
+def _refuse_empty(masks: Tensor) -> None:
+    if not bool(masks.flatten(1).any(dim=1).all()):
+        empty = torch.nonzero(~masks.flatten(1).any(dim=1)).flatten().tolist()
+        raise ValueError(f"the masks of images {empty[:5]} are empty; an object that is nowhere cannot be pointed at")

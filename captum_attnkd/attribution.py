@@ -98,8 +98,8 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         """Distil the model into a surrogate. Labels are not needed.
 
         Args:
-            loader: a DataLoader, or any iterable that can be gone through repeatedly, of images (B, C, H, W) as the model takes them, of
-                tuples or lists that begin with the images, or of mappings (then `image_key`).
+            loader: a DataLoader, or any iterable that can be gone through repeatedly, of images (B, C, H, W) as the model
+                takes them, of tuples or lists that begin with the images, or of mappings (then `image_key`).
             val_loader: images for the report and for early stopping; None holds out a tenth of the loader's images (256
                 at most), chosen by their content. Give one where the loader augments at random.
             image_key: where a batch holds the images: a key of a mapping, or a place in a tuple.
@@ -147,7 +147,8 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             surrogate = plan.build(target, self._backbone if isinstance(self._backbone, nn.Module) else None)
             fit = Fit(
                 surrogate, target, plan, found, loader, differentiable, settings,
-                image_key=image_key, accelerator=accelerator, state=None if resume_from is None else Path(resume_from), progress=progress,
+                image_key=image_key, accelerator=accelerator, progress=progress,
+                state=None if resume_from is None else Path(resume_from),
             )  # fmt: skip
             report = fit.run()
             probe = _probe_answer(target, plan, found.mean, found.deviation, device)
@@ -175,8 +176,8 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         Args:
             inputs: images (B, C, H, W) as the model takes them, or a 1-tuple of them. Sizes other than the fitted one work
                 where the networks allow.
-            target: the class to explain: an int, a 0-d or 1-element tensor or a tuple of one int for all images; a tensor, list of ints or
-                list of tuples for each. None explains the class the model predicts (a compact student then asks the model).
+            target: the class to explain: an int, a 0-d or 1-element tensor or a tuple of one int for all images; a tensor,
+                list of ints or list of tuples for each. None explains the class the model predicts (a compact student then asks the model).
             additional_forward_args: handed to the model after the images.
 
         Returns:
@@ -298,7 +299,8 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             OSError: the file cannot be written; an older file of that name is left as it was.
         """
         plan = self._fitted_plan()
-        assert self._surrogate is not None and self._probe is not None
+        assert self._surrogate is not None
+        assert self._probe is not None
         tensors = {f"surrogate.{name}": tensor for name, tensor in self._surrogate.state_dict().items()}
         tensors["probe"] = self._probe
         about = {
@@ -379,10 +381,9 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         checkpoint.load_weights(surrogate, weights, where)
         place = torch.device(device) if device is not None else (target.device or torch.device("cpu"))
         if check_target:
-            checkpoint.check_answer(
-                _probe_answer(target, plan, torch.tensor(statistics["mean"]), torch.tensor(statistics["deviation"]), target.device or place),
-                probe, where, target.name,
-            )  # fmt: skip
+            mean, deviation = torch.tensor(statistics["mean"]), torch.tensor(statistics["deviation"])
+            answer = _probe_answer(target, plan, mean, deviation, target.device or place)
+            checkpoint.check_answer(answer, probe, where, target.name)
         loaded._plan, loaded._surrogate, loaded._probe = (
             plan,
             surrogate.to(place).eval().requires_grad_(False),
@@ -396,7 +397,8 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
     def _fitted_plan(self) -> Plan:
         if self._plan is None:
             raise NotFittedError(
-                "this AttentiveKDAttribution has no surrogate yet: call fit(loader) first, or AttentiveKDAttribution.load(path, model)"
+                "this AttentiveKDAttribution has no surrogate yet: "
+                "call fit(loader) first, or AttentiveKDAttribution.load(path, model)"
             )
         return self._plan
 

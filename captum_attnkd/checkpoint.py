@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -37,11 +38,12 @@ def write(path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor]
         OSError: the folder cannot be written, or the disk is full; the old file is left as it was.
     """
     place = Path(path)
-    header = {_KEY: json.dumps({"kind": kind, "format": FORMAT_VERSION, "version": __version__, **about})}
+    described = {"kind": kind, "format": FORMAT_VERSION, "version": __version__, **about}
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {_KEY: json.dumps({**described, "digest": _digest(described, flat)})}  # one key: their order is not kept
     handle, draft = tempfile.mkstemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent)
     os.close(handle)
     try:
-        flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
             save_file(flat, draft, metadata=header)
         except SafetensorError as error:
@@ -95,7 +97,20 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], di
         )
     if found != kind:
         raise CheckpointError(f"{place} holds a {found!r}, not a {kind!r}")
+    if about.pop("digest", None) != _digest(about, tensors):
+        raise CheckpointError(f"{place} is damaged: its content is not what was written")
     return tensors, about
+
+
+def _digest(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Of metadata and tensors: a flipped bit in a weight gives a sound file and wrong maps."""
+    digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(errors="replace"))
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:

@@ -29,17 +29,19 @@ class LocalClassifier:
 
     Attributes:
         layers: the target's modules, in order.
-        exact: whether classifier(mean of the features) is the target's own output.
+        exact: whether classifier(mean of the prepared features) is the target's own output.
         rectify: whether the features pass a ReLU first (networks that rectify outside any module).
     """
 
     def __init__(self, layers: Sequence[nn.Module], exact: bool, rectify: bool = False) -> None:
         self.layers, self.exact, self.rectify = tuple(layers), exact, rectify
 
+    def prepared(self, features: Tensor) -> Tensor:
+        """Features as the network pools them: a ReLU comes before the mean, not after it."""
+        return features.relu() if self.rectify else features
+
     def __call__(self, features: Tensor) -> Tensor:
-        """Class scores (..., K) of features (..., C), float32."""
-        if self.rectify:
-            features = features.relu()
+        """Class scores (..., K) of prepared features (..., C), float32."""
         for layer in self.layers:
             features = _apply(layer, features)
         return features
@@ -68,7 +70,7 @@ def find_classifier(
             for rectify in (False, True):
                 found = LocalClassifier(layers[start:], exact=True, rectify=rectify)
                 with contextlib.suppress(RuntimeError):  # widths that do not fit
-                    if _same_answer(found(features.mean(dim=(2, 3))), output.float()):
+                    if _same_answer(found(found.prepared(features).mean(dim=(2, 3))), output.float()):
                         return found
         last = layers[-1]
         if (
@@ -111,14 +113,15 @@ def _layers_after(
 def _apply(layer: nn.Module, features: Tensor) -> Tensor:
     """One layer on features (..., C), in float32 whatever the target's precision."""
     if isinstance(layer, nn.Linear):
-        return F.linear(features, layer.weight.float(), _float(layer.bias))
+        return F.linear(features, layer.weight.detach().float(), _fixed(layer.bias))
     if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1:
-        return F.linear(features, layer.weight.flatten(1).float(), _float(layer.bias))
+        return F.linear(features, layer.weight.detach().flatten(1).float(), _fixed(layer.bias))
     if isinstance(layer, nn.LayerNorm):
-        return F.layer_norm(features, layer.normalized_shape, _float(layer.weight), _float(layer.bias), layer.eps)
+        return F.layer_norm(features, layer.normalized_shape, _fixed(layer.weight), _fixed(layer.bias), layer.eps)
     if isinstance(layer, nn.BatchNorm1d) and layer.running_mean is not None and layer.running_var is not None:
-        scaled = (features - layer.running_mean.float()) * torch.rsqrt(layer.running_var.float() + layer.eps)
-        return scaled if layer.weight is None else scaled * layer.weight.float() + layer.bias.float()
+        scaled: Tensor = (features - layer.running_mean.float()) * torch.rsqrt(layer.running_var.float() + layer.eps)
+        weight, bias = _fixed(layer.weight), _fixed(layer.bias)
+        return scaled if weight is None or bias is None else scaled * weight + bias
     if isinstance(layer, nn.ReLU):
         return features.relu()
     if isinstance(layer, _POINTWISE):
@@ -126,8 +129,9 @@ def _apply(layer: nn.Module, features: Tensor) -> Tensor:
     raise RuntimeError(f"{type(layer).__name__} cannot be applied position by position")
 
 
-def _float(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.float()
+def _fixed(tensor: Tensor | None) -> Tensor | None:
+    """A parameter, or None, in float32 and out of reach of gradients: those would be added to the user's own."""
+    return None if tensor is None else tensor.detach().float()
 
 
 def _same_answer(scores: Tensor, output: Tensor) -> bool:

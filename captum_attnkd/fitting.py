@@ -41,8 +41,8 @@ class FitSettings:
         precision: "auto", "fp32" or "bf16"; "auto" takes bf16 where the hardware has it and it is faster.
     """
 
-    distil_steps: int = 300
-    explain_steps: int = 600
+    distil_steps: int = 200
+    explain_steps: int = 500
     batch_size: int = 16
     learning_rate: float = 2e-3
     patience: int = 6
@@ -388,7 +388,8 @@ class Fit:
         tensors, about = checkpoint.read(self.state, "fit")
         if about.get("fit") != self._fingerprint():
             raise CheckpointError(
-                f"{self.state} is the state of another fit (other settings, images or model); delete it to begin anew, or name another file"
+                f"{self.state} is the state of another fit (other settings, images or model); "
+                "delete it to begin anew, or name another file"
             )
         try:
             at = dict(about["at"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .attention import attended_area
 from .explanation import SOFTNESS, Mask, resized
-from .perturbation import draw, flipped, random_fills, random_grid_masks, random_shift
+from .perturbation import flipped, random_fills, random_grid_masks, random_shift
 from .student import Context, Student
 from .surrogate import Query, Surrogate
 
@@ -126,7 +126,7 @@ class Explanation(nn.Module):
             answer = seen.logits.log_softmax(1) if output is None else self._read_output(output)
         query = draw_query(answer, self._contrastive, generator)
         mask = surrogate.explain(images, seen, query)
-        areas = draw_areas(len(images), generator).to(images)
+        areas = draw_areas(mask.extent[:, 0], generator)
         keep = resized(kept_softly(mask.logits, areas), (images.shape[2], images.shape[3]))
         fills = random_fills(images, self._pixels.mean, self._pixels.deviation, generator)
         kept, hidden = keep * images + (1 - keep) * fills, (1 - keep) * images + keep * fills
@@ -189,11 +189,22 @@ def kept_softly(logits: Tensor, areas: Tensor, softness: float = SOFTNESS) -> Te
     return torch.sigmoid((logits - thresholds[:, :, None, None]) / softness)
 
 
-def draw_areas(batch: int, generator: torch.Generator) -> Tensor:
-    """Area shares (B,): by turns uniform in [0.05, 0.95] and log-uniform in [0.01, 0.95], for large and small objects."""
-    uniform = draw(generator, batch, like=torch.empty(0), low=0.05, high=0.95)
-    small = draw(generator, batch, like=torch.empty(0), low=math.log(0.01), high=math.log(0.95)).exp()
-    return torch.where(torch.arange(batch) % 2 == 0, uniform, small)
+def draw_areas(extent: Tensor, generator: torch.Generator) -> Tensor:
+    """Area shares (B,), in [0.01, 0.95], drawn in one of three ways by turns.
+
+    Uniform, for large objects; log-uniform, for small ones; and around the share at which kept and hidden part are
+    expected to balance, where the judge's answer depends most on which positions come first.
+
+    Args:
+        extent: logarithm of that share (B,).
+        generator: on the CPU.
+    """
+    batch = len(extent)
+    wide = 0.05 + 0.9 * torch.rand(batch, generator=generator)
+    small = torch.exp(math.log(0.01) + math.log(95) * torch.rand(batch, generator=generator))
+    near = torch.exp(extent.detach().float().cpu() + 0.7 * torch.randn(batch, generator=generator)).clamp(0.01, 0.95)
+    turn = torch.arange(batch) % 3
+    return torch.where(turn == 0, wide, torch.where(turn == 1, small, near)).to(extent.device)
 
 
 def draw_query(log_probabilities: Tensor, contrastive: float, generator: torch.Generator) -> Query:

@@ -14,11 +14,6 @@ FILLS = ("mean", "colour", "blur", "noise")
 BLURS = (0.03, 0.045, 0.07, 0.1)  # deviation of the blur, as a share of the shorter side
 
 
-def draw(generator: torch.Generator, *shape: int, like: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Uniform numbers in [low, high), float32, drawn on the CPU so that every device sees the same."""
-    return (low + (high - low) * torch.rand(*shape, generator=generator)).to(like.device)
-
-
 def random_fills(images: Tensor, mean: Tensor, deviation: Tensor, generator: torch.Generator) -> Tensor:
     """Replacement pixels (B, C, H, W), of one kind a sample.
 

@@ -173,6 +173,8 @@ class LevelHead(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Scaled features, attended features, attention map and this level's logits (B, K)."""
         scaled = self.scale(features)
+        if self._exact is not None:
+            features = self._exact.prepared(features)
         attended, attention = self.attention(features if self._raw else scaled, scaled)
         return scaled, attended, attention, self.classify(attended.mean(dim=(2, 3)))
 

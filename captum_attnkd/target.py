@@ -47,18 +47,24 @@ class Target:
         self.forward_func = forward_func
         self.output: OutputKind = output
         self._told: OutputKind = output
-        self.queries = 0  # images sent so far
+        self.queries = 0  # images answered so far
         self.dtype: torch.dtype | None = None  # what the model is fed; None: whatever the images come in
+        self._contiguous_only = False
         self._rate = max_images_per_second
         self._next_free = 0.0
         self._rate_lock = threading.Lock()
 
     @property
     def module(self) -> nn.Module | None:
-        """The model as an `nn.Module`, out of its `DataParallel` wrapping; None where it is only a function."""
-        found = self.forward_func
-        while isinstance(found, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            found = found.module
+        """The model as an `nn.Module`, out of `DataParallel` and `torch.compile`; None where it is only a function."""
+        found: Any = self.forward_func
+        while True:
+            if isinstance(found, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+                found = found.module
+            elif isinstance(found, nn.Module) and type(found).__name__ == "OptimizedModule":
+                found = found._orig_mod  # compiled code does not run the hooks that features are read with
+            else:
+                break
         return found if isinstance(found, nn.Module) else None
 
     @property
@@ -90,10 +96,10 @@ class Target:
         module = self.module
         if module is None:
             return
-        if module.training:
+        if getattr(module, "training", False):  # a frozen scripted module has lost the flag
             raise TargetError(f"the model ({self.name}) is in training mode; call model.eval() first")
         for name, child in module.named_modules():
-            if child.training and isinstance(child, _MODE_DEPENDENT):
+            if isinstance(child, _MODE_DEPENDENT) and child.training:
                 raise TargetError(
                     f"module {name!r} ({type(child).__name__}) of the model is in training mode; call model.eval() first"
                 )
@@ -112,8 +118,11 @@ class Target:
         self._wait_for_turn(len(images))
         if self.dtype is not None:
             images = images.to(self.dtype)
+        if self._contiguous_only:
+            images = images.contiguous()
+        output = (self.module if self.tappable and self.module is not None else self.forward_func)(images, *extra)
         self.queries += len(images)
-        return (self.module if self.tappable and self.module is not None else self.forward_func)(images, *extra)
+        return output
 
     def raw(self, images: Tensor, *extra: Any) -> Tensor:
         """The model's own output for `images`, checked to be (B, K), K >= 2."""
@@ -148,11 +157,19 @@ class Target:
         self.check_mode()
         with torch.no_grad():
             first, again = self.log_probabilities(images), self.log_probabilities(images)
+        if bool(torch.isnan(first).any()):  # the softmax of an infinite score
+            raise TargetError(f"the model ({self.name}) returned infinite scores")
         if not torch.allclose(first, again, atol=1e-3, rtol=1e-3):
             raise TargetError(
                 f"the model ({self.name}) gave two different answers to the same images (largest difference "
                 f"{(first - again).abs().max().item():.3g}); a random model cannot be explained: switch dropout and sampling off"
             )
+        if self.tappable:  # layers behind a convolution that was fed channels last may fail: `view` does
+            try:
+                with torch.no_grad():
+                    self.raw(images.contiguous(memory_format=torch.channels_last))
+            except RuntimeError:
+                self._contiguous_only = True
         try:
             with torch.enable_grad():
                 leaf = images.detach().clone().requires_grad_()
@@ -203,7 +220,10 @@ def detect_output_kind(scores: Tensor) -> Literal["logits", "probabilities"]:
 
 @contextlib.contextmanager
 def left_as_found(forward_func: Callable[..., Any]) -> Iterator[None]:
-    """Whatever happens inside, put back the model's training flags, gradient flags, gradients and buffers."""
+    """Whatever happens inside, put back the model's training flags, gradient flags, gradients and buffers.
+
+    Inside, its parameters are frozen and have no gradients: a backward pass would add to the user's own in place.
+    """
     if not isinstance(forward_func, nn.Module) or isinstance(forward_func, torch.jit.ScriptModule):
         yield
         return
@@ -211,6 +231,9 @@ def left_as_found(forward_func: Callable[..., Any]) -> Iterator[None]:
     parameters = [(p, p.requires_grad, p.grad) for p in forward_func.parameters()]
     buffers = [(b, b.detach().clone()) for b in forward_func.buffers()]
     try:
+        for parameter, _, _ in parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
         yield
     finally:
         for module, training in modes:

@@ -44,7 +44,7 @@ class LevelAttention(nn.Module):
         )
         attention = torch.sigmoid(self.spatial(looks))
         # Relative to its mean: turning the whole map down changes nothing, only where it is high and low.
-        return features * gate * (attention / attention.mean(dim=(2, 3), keepdim=True)), attention
+        return features * gate * (attention / attention.mean(dim=(2, 3), keepdim=True).clamp_min(1e-6)), attention
 
 
 def attended_area(attention: Tensor) -> Tensor:
@@ -52,4 +52,4 @@ def attended_area(attention: Tensor) -> Tensor:
 
     1 for a uniform map, 1/(h w) for a single position.
     """
-    return (attention.mean(dim=(2, 3)) / attention.amax(dim=(2, 3))).mean()
+    return (attention.mean(dim=(2, 3)) / attention.amax(dim=(2, 3)).clamp_min(1e-6)).mean()

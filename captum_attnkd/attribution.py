@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +28,17 @@ from .surrogate import Query, Surrogate
 from .target import OutputKind, Target, check_output, left_as_found, own_randomness
 
 Self = TypeVar("Self", bound="AttentiveKDAttribution")
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What a fit leaves, or a file brings: all of it, or nothing."""
+
+    surrogate: Surrogate
+    plan: Plan
+    statistics: dict[str, Any]  # of the training images: channel means and deviations, dtype
+    probe: Tensor  # the model's answer to two fixed images, log-probabilities (2, K)
+    report: FitReport | None
 
 
 class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is untyped
@@ -65,18 +78,29 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             raise InputError(f"student must be 'auto', 'grafted' or 'compact', got {student!r}")
         self._target = Target(forward_func, output, max_images_per_second)
         self._student_kind, self._level_names, self._backbone = student, levels, backbone
-        self._surrogate: Surrogate | None = None
-        self._plan: Plan | None = None
-        self._found: dict[str, Any] = {}
-        self._probe: Tensor | None = None
-        self.report_: FitReport | None = None
+        self._fitted: _Fitted | None = None
 
     # -- fitting -----------------------------------------------------------------------------------------------------
 
     @property
     def is_fitted(self) -> bool:
         """Whether there is a surrogate to ask."""
-        return self._surrogate is not None
+        return self._fitted is not None
+
+    @property
+    def report_(self) -> FitReport | None:
+        """What the fit told of itself; None before a fit."""
+        return None if self._fitted is None else self._fitted.report
+
+    @property
+    def surrogate(self) -> Surrogate:
+        """The fitted networks, to be looked at."""
+        return self._ensured().surrogate
+
+    @property
+    def plan(self) -> Plan:
+        """Which student was built, and which of the model's modules it taps."""
+        return self._ensured().plan
 
     def fit(
         self: Self,
@@ -145,21 +169,15 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 differentiable,
             )
             surrogate = plan.build(target, self._backbone if isinstance(self._backbone, nn.Module) else None)
+            probe = _probe_answer(target, plan, found.mean, found.deviation, device)
             fit = Fit(
                 surrogate, target, plan, found, loader, differentiable, settings,
-                image_key=image_key, accelerator=accelerator, progress=progress,
+                fingerprint=_digest(probe), image_key=image_key, accelerator=accelerator, progress=progress,
                 state=None if resume_from is None else Path(resume_from),
             )  # fmt: skip
             report = fit.run()
-            probe = _probe_answer(target, plan, found.mean, found.deviation, device)
-        self._target, self._plan, self._surrogate, self._probe = (
-            target,
-            plan,
-            surrogate.eval().requires_grad_(False),
-            probe,
-        )
-        self._found = _statistics(found)
-        self.report_ = report
+        self._target = target
+        self._fitted = _Fitted(surrogate.eval().requires_grad_(False), plan, _statistics(found), probe, report)
         return self
 
     # -- explaining --------------------------------------------------------------------------------------------------
@@ -177,7 +195,8 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             inputs: images (B, C, H, W) as the model takes them, or a 1-tuple of them. Sizes other than the fitted one work
                 where the networks allow.
             target: the class to explain: an int, a 0-d or 1-element tensor or a tuple of one int for all images; a tensor,
-                list of ints or list of tuples for each. None explains the class the model predicts (a compact student then asks the model).
+                list of ints or list of tuples for each. None explains the class the model predicts (a compact student
+                then asks the model).
             additional_forward_args: handed to the model after the images.
 
         Returns:
@@ -259,14 +278,12 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
     @property
     def classes(self) -> int:
         """K, the number of classes the model answers with."""
-        return self._fitted_plan().classes
+        return self.plan.classes
 
     @property
     def device(self) -> torch.device:
         """Where the surrogate is; images must be there too."""
-        self._fitted_plan()
-        assert self._surrogate is not None
-        return self._surrogate.student.voices.device
+        return self.surrogate.student.voices.device
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -286,9 +303,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
 
     def to(self: Self, device: str | torch.device) -> Self:
         """Move the surrogate. The model is yours: move it yourself."""
-        self._fitted_plan()
-        assert self._surrogate is not None
-        self._surrogate.to(device)
+        self.surrogate.to(device)
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -298,18 +313,17 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             NotFittedError: there is nothing to save.
             OSError: the file cannot be written; an older file of that name is left as it was.
         """
-        plan = self._fitted_plan()
-        assert self._surrogate is not None
-        assert self._probe is not None
-        tensors = {f"surrogate.{name}": tensor for name, tensor in self._surrogate.state_dict().items()}
-        tensors["probe"] = self._probe
+        fitted = self._ensured()
+        plan = fitted.plan
+        tensors = {f"surrogate.{name}": tensor for name, tensor in fitted.surrogate.state_dict().items()}
+        tensors["probe"] = fitted.probe
         about = {
             "plan": plan.as_dict(),
             "architecture": checkpoint.architecture(self._target) if plan.student == "grafted" else [],
             "target": self._target.name,
             "output": self._target.output,
-            "data": self._found,
-            "report": None if self.report_ is None else self.report_.as_dict(),
+            "data": fitted.statistics,
+            "report": None if fitted.report is None else fitted.report.as_dict(),
             "torch": torch.__version__,
         }
         checkpoint.write(path, "surrogate", tensors, about)
@@ -344,7 +358,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         try:
             plan = Plan.from_dict(about["plan"])
             output, data = about["output"], about["data"]
-            statistics = {key: [float(value) for value in data[key]] for key in ("mean", "deviation")}
+            statistics: dict[str, Any] = {key: [float(value) for value in data[key]] for key in ("mean", "deviation")}
             dtype = getattr(torch, str(data["dtype"]))
             report = None if about["report"] is None else FitReport(**about["report"])
             probe = tensors.pop("probe")
@@ -384,35 +398,31 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             mean, deviation = torch.tensor(statistics["mean"]), torch.tensor(statistics["deviation"])
             answer = _probe_answer(target, plan, mean, deviation, target.device or place)
             checkpoint.check_answer(answer, probe, where, target.name)
-        loaded._plan, loaded._surrogate, loaded._probe = (
-            plan,
-            surrogate.to(place).eval().requires_grad_(False),
-            probe,
-        )
-        loaded._found, loaded.report_ = {**statistics, "dtype": str(data["dtype"])}, report
+        statistics["dtype"] = str(data["dtype"])
+        surrogate = surrogate.to(place).eval().requires_grad_(False)
+        loaded._fitted = _Fitted(surrogate, plan, statistics, probe, report)
         return loaded
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
-    def _fitted_plan(self) -> Plan:
-        if self._plan is None:
+    def _ensured(self) -> _Fitted:
+        if self._fitted is None:
             raise NotFittedError(
                 "this AttentiveKDAttribution has no surrogate yet: "
                 "call fit(loader) first, or AttentiveKDAttribution.load(path, model)"
             )
-        return self._plan
+        return self._fitted
 
     def _ready(self, inputs: Tensor) -> tuple[Surrogate, Tensor]:
         """The surrogate, and the images checked against it."""
-        plan = self._fitted_plan()
-        assert self._surrogate is not None
-        images = checked_images(inputs, plan.image_shape[0])
+        fitted = self._ensured()
+        images = checked_images(inputs, fitted.plan.image_shape[0])
         if images.device != self.device:
             raise InputError(
                 f"images are on {images.device}, the surrogate is on {self.device}; move one of them (attribution.to(...))"
             )
         self._target.check_mode()
-        return self._surrogate, images
+        return fitted.surrogate, images
 
     def _see(self, surrogate: Surrogate, images: Tensor, extra: tuple[Any, ...]) -> tuple[StudentOutput, Any]:
         try:
@@ -420,7 +430,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 return surrogate.student(images, lambda: self._target.run(images, *extra))  # type: ignore[no-any-return]
             return surrogate.student(images.float())  # type: ignore[no-any-return]
         except RuntimeError as error:
-            fitted = self._fitted_plan().image_shape
+            fitted = self.plan.image_shape
             if tuple(images.shape[1:]) == fitted or isinstance(error, (TargetError, NotFittedError)):
                 raise
             raise InputError(
@@ -460,3 +470,8 @@ def _probe_answer(target: Target, plan: Plan, mean: Tensor, deviation: Tensor, d
     with torch.no_grad():
         images = checkpoint.probe_images(plan.image_shape, mean, deviation)
         return target.log_probabilities(images.to(device)).cpu()
+
+
+def _digest(probe: Tensor) -> str:
+    """A short name for a model's answers, to tell one model's interrupted fit from another's."""
+    return hashlib.blake2b(probe.float().numpy().tobytes(), digest_size=8).hexdigest()

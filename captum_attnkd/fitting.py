@@ -93,6 +93,7 @@ class Fit:
         loader: as surveyed.
         differentiable: whether gradients flow through the target; then it is the judge.
         settings: how long and how fast.
+        fingerprint: of the target's answers; a state file is gone on with only if it is the same.
         accelerator: of Accelerate; None makes one on the target's device.
         state: file from which an interrupted fit goes on, and to which it is saved at every held-out check.
     """
@@ -107,6 +108,7 @@ class Fit:
         differentiable: bool,
         settings: FitSettings,
         *,
+        fingerprint: str = "",
         image_key: Any = None,
         accelerator: Any = None,
         state: str | Path | None = None,
@@ -124,6 +126,7 @@ class Fit:
         self.accelerator = accelerator if accelerator is not None else make_accelerator(target, settings.precision)
         self.device: torch.device = self.accelerator.device
         self.fast = fast_context(self.device, settings.precision)
+        self._target_fingerprint = fingerprint
         self.at = _Progress()
         self._optimiser_state: dict[str, Tensor] = {}
         self._best: dict[str, Tensor] = {}
@@ -177,7 +180,7 @@ class Fit:
         optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=1e-4)
         self._restore(optimiser)
         if steps and at.step == 0 and not self._best:
-            self._consider(score(), taught)
+            self._consider(self._agreed(score, taught), taught)
         prepared, prepared_optimiser = accelerator.prepare(objective, optimiser)
         stream = Stream(
             self.loader, self.found, settings.batch_size, mixed(settings.seed, at.stage), self.image_key,
@@ -212,7 +215,7 @@ class Fit:
                 at.passes, at.batches = stream.passes, stream.batches
                 bar.update()
                 if at.step % settings.check_every == 0 or at.step == steps:
-                    at.waited = 0 if self._consider(score(), taught) else at.waited + 1
+                    at.waited = 0 if self._consider(self._agreed(score, taught), taught) else at.waited + 1
                     bar.set_postfix(held_out=f"{at.best:.4f}")
                     self._save(optimiser)
         images.close()
@@ -223,6 +226,17 @@ class Fit:
         self._best, self._optimiser_state = {}, {}
         taught.eval()
         accelerator.free_memory()
+
+    def _agreed(self, score: Callable[[], float], taught: nn.Module) -> float:
+        """The held-out score on which all processes decide alike: the main one's, with its batch statistics."""
+        if self.accelerator.num_processes == 1:
+            return score()
+        from accelerate.utils import broadcast
+
+        with torch.no_grad():
+            for buffer in taught.buffers():
+                buffer.copy_(broadcast(buffer.clone()))
+        return float(broadcast(torch.tensor(score(), dtype=torch.float64, device=self.device)))
 
     def _consider(self, score: float, taught: nn.Module) -> bool:
         """Keep the weights if they are the best so far on the held-out images."""
@@ -358,15 +372,8 @@ class Fit:
 
     def _fingerprint(self) -> str:
         """What must be the same for a state to be gone on with."""
-        return repr(
-            (
-                self.settings,
-                self.plan,
-                self.found.fingerprint,
-                self.found.count,
-                self.accelerator.num_processes,
-            )
-        )
+        found, processes = self.found, self.accelerator.num_processes
+        return repr((self.settings, self.plan, found.fingerprint, found.count, self._target_fingerprint, processes))
 
     def _save(self, optimiser: torch.optim.Optimizer | None = None) -> None:
         if self.state is None or not self.accelerator.is_main_process:

@@ -52,6 +52,11 @@ def survey(loader: Iterable[Any], image_key: Any = None, val_loader: Iterable[An
     Raises:
         LoaderError: nothing comes, only one image comes, or something that is not a batch of images.
     """
+    with _Seeded(loader, 0):  # the loader's own generators are put back: looking leaves no trace
+        return _survey(loader, image_key, val_loader)
+
+
+def _survey(loader: Iterable[Any], image_key: Any, val_loader: Iterable[Any] | None) -> Survey:
     if isinstance(loader, Iterator):
         raise LoaderError(
             "the loader can be looked through only once (an iterator or generator); pass a DataLoader or a list of batches"
@@ -97,6 +102,7 @@ def survey(loader: Iterable[Any], image_key: Any = None, val_loader: Iterable[An
                 f"val_loader must give images of the loader's shape {shape}, got {[tuple(b.shape[1:]) for b in batches[:1]]}"
             )
         held_out, threshold, left = torch.cat(batches)[:MOST_HELD_OUT], -1, count
+        together = (together + 3 * sum(content_hashes(held_out))) % 2**64
     mean = total / count
     deviation = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
     channels, height, width = shape

@@ -411,8 +411,8 @@ def test_probabilities_and_log_probabilities_are_explained_like_logits(
     plain = quick_fit(network, images, student=student)
     other = quick_fit(Ending(network, ending), images, student=student)
     assert other._target.output == kind
-    assert other._plan is not None
-    assert other._plan.exact == (student == "grafted")
+    assert other.plan is not None
+    assert other.plan.exact == (student == "grafted")
     torch.testing.assert_close(
         other.agreement(images).target_probability, plain.agreement(images).target_probability, atol=1e-4, rtol=1e-3
     )
@@ -444,8 +444,8 @@ def test_targets_of_other_precisions_are_fed_their_own(
     assert chosen(attribution) == (student, "target")
     assert_maps(attribution, given)
     assert fingerprint(network) == before
-    assert attribution._plan is not None
-    assert attribution._plan.exact == (student == "grafted")
+    assert attribution.plan is not None
+    assert attribution.plan.exact == (student == "grafted")
     # The answer is the network's own, up to its rounding.
     torch.testing.assert_close(
         attribution.agreement(given).target_probability,
@@ -459,8 +459,8 @@ def test_a_torchvision_network_named_as_backbone_of_a_compact_student() -> None:
     images = blobs(8, 3, 64, 64)
     attribution = quick_fit(TinyCNN(), images, backbone="resnet18")
     assert chosen(attribution) == ("compact", "target")
-    assert attribution._plan is not None
-    assert [level.module for level in attribution._plan.levels] == ["layer1", "layer2", "layer3", "layer4"]
+    assert attribution.plan is not None
+    assert [level.module for level in attribution.plan.levels] == ["layer1", "layer2", "layer3", "layer4"]
     assert_maps(attribution, images)
 
 
@@ -553,3 +553,17 @@ def test_a_network_that_flattens_with_view_can_be_fitted(student: str, images: T
     maps = assert_maps(attribution, images)
     last = images.contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(attribution.attribute(last), maps, atol=1e-4, rtol=1e-4)
+
+
+class PooledByMaximum(TinyCNN):
+    """Its classifier cannot be applied to the mean of the features; its scores are tiny."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = torch.relu(self.second(torch.relu(self.first(images))))
+        return 1e-4 * self.head(hidden.amax(dim=(2, 3)))
+
+
+def test_small_scores_are_no_reason_to_take_a_classifier_for_exact(images: Tensor) -> None:
+    plan = make_plan(Target(PooledByMaximum()), images[:2], 5)
+    assert plan.classifier == ("head",)
+    assert not plan.exact

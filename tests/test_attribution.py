@@ -142,7 +142,7 @@ def test_the_report_has_sensible_figures(which: str, request: pytest.FixtureRequ
     assert report.explain_steps == (100 if which == "fitted" else 10)
     assert report.seconds > 0
     assert report.target_queries >= 60 * 16
-    assert report.parameters == sum(p.numel() for p in attribution._surrogate.parameters())
+    assert report.parameters == sum(p.numel() for p in attribution.surrogate.parameters())
 
 
 def test_the_report_prints_as_a_table_with_one_column_of_names(fitted: AttentiveKDAttribution) -> None:
@@ -176,7 +176,7 @@ def test_agreement_equals_a_computation_by_hand(
     found = attribution.agreement(images)
     with torch.no_grad():
         wanted = model(images).double().softmax(dim=1).numpy()
-        own = attribution._surrogate.student(images)[0].logits.double().softmax(dim=1).numpy()
+        own = attribution.surrogate.student(images)[0].logits.double().softmax(dim=1).numpy()
     rows = np.arange(len(images))
     named = wanted.argmax(axis=1)
     assert found.target_class.tolist() == named.tolist()

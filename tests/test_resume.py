@@ -194,13 +194,11 @@ def test_the_state_of_another_fit_is_refused_and_kept(model: TinyNet, half: Path
     assert half.read_bytes() == before
 
 
-@pytest.mark.xfail(strict=True, reason="fitting.py: the fingerprint of a fit says nothing of the model's weights")
 def test_the_state_of_a_fit_to_a_model_with_other_weights_is_refused(half: Path) -> None:
     with pytest.raises(CheckpointError, match="state of another fit"):
         fit(random_net(77), "grafted", shuffling(), half)
 
 
-@pytest.mark.xfail(strict=True, reason="fitting.py: the fingerprint of a fit says nothing of the images of val_loader")
 def test_the_state_of_a_fit_with_other_validation_images_is_refused(model: TinyNet, tmp_path: Path) -> None:
     state = tmp_path / "state"
     with pytest.raises(LoaderError):
@@ -253,18 +251,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow  # two processes
-@pytest.mark.parametrize(
-    "student",
-    [
-        "grafted",
-        pytest.param(
-            "compact",
-            marks=pytest.mark.xfail(
-                strict=True, raises=AssertionError, reason="fitting.py: each process keeps batch statistics of its own"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("student", ["grafted", "compact"])
 def test_two_processes_end_with_the_same_weights_and_finite_figures(student: Any, tmp_path: Path) -> None:
     script = textwrap.dedent(_WORKER).format(here=str(HERE), student=student, folder=str(tmp_path))
     common = os.environ | {

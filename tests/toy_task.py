@@ -100,8 +100,8 @@ def fit_quickly(
 
 def weights_of(attribution: AttentiveKDAttribution) -> dict[str, Tensor]:
     """The surrogate's weights, by way of what `save` would write."""
-    assert attribution._surrogate is not None
-    return {name: tensor.detach().clone() for name, tensor in attribution._surrogate.state_dict().items()}
+    assert attribution.surrogate is not None
+    return {name: tensor.detach().clone() for name, tensor in attribution.surrogate.state_dict().items()}
 
 
 def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:

@@ -131,7 +131,6 @@ class Fit:
         self._optimiser_state: dict[str, Tensor] = {}
         self._best: dict[str, Tensor] = {}
         self._started = time.monotonic()
-        self._queries_before = target.queries
         self._channels_last = channels_last_is_safe(target)
 
     def run(self) -> FitReport:
@@ -364,7 +363,7 @@ class Fit:
             distil_steps=self.at.steps_done[0],
             explain_steps=self.at.steps_done[1],
             seconds=self.at.seconds + time.monotonic() - self._started,
-            target_queries=self.at.queries + self.target.queries - self._queries_before,
+            target_queries=self.at.queries + self.target.queries,
             parameters=sum(p.numel() for p in self.surrogate.parameters()),
         )
 
@@ -385,7 +384,7 @@ class Fit:
                 tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
         at = dict(vars(self.at))
         at["seconds"] += time.monotonic() - self._started
-        at["queries"] += self.target.queries - self._queries_before
+        at["queries"] += self.target.queries
         at["best"] = None if math.isinf(self.at.best) else self.at.best
         checkpoint.write(self.state, "fit", tensors, {"at": at, "fit": self._fingerprint()})
 

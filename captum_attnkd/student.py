@@ -266,9 +266,9 @@ class Student(nn.Module):
         """Set each level's channel means and deviations from the features of some training images."""
         for head, level in zip(self._heads(), features, strict=True):
             head.mean.copy_(level.mean(dim=(0, 2, 3)))
-            # A dead channel must not be blown up.
+            # A channel silent in these images must not be blown up when it speaks in others.
             spread = level.std(dim=(0, 2, 3))
-            head.deviation.copy_(spread.clamp_min(1e-3 * float(spread.mean()) + 1e-6))
+            head.deviation.copy_(spread.clamp_min(0.1 * float(spread.mean()) + 1e-6))
 
     def evidence(self, seen: StudentOutput, positive: Tensor, negative: Tensor | None) -> list[Tensor]:
         """Class evidence per level, finest first, each (B, Q, h_l, w_l), for classes (B, Q) less their rivals."""

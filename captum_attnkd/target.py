@@ -97,7 +97,9 @@ class Target:
         if module is None:
             return
         if getattr(module, "training", False):  # a frozen scripted module has lost the flag
-            raise TargetError(f"the model ({self.name}) is in training mode; call model.eval() first")
+            raise TargetError(
+                f"the model ({self.name}) is in training mode; call model.eval() first (a module without that mode: wrap it in a function)"
+            )
         for name, child in module.named_modules():
             if isinstance(child, _MODE_DEPENDENT) and child.training:
                 raise TargetError(

@@ -98,7 +98,8 @@ class Target:
             return
         if getattr(module, "training", False):  # a frozen scripted module has lost the flag
             raise TargetError(
-                f"the model ({self.name}) is in training mode; call model.eval() first (a module without that mode: wrap it in a function)"
+                f"the model ({self.name}) is in training mode; call model.eval() first "
+                "(a module without that mode: wrap it in a function)"
             )
         for name, child in module.named_modules():
             if isinstance(child, _MODE_DEPENDENT) and child.training:

@@ -123,7 +123,10 @@ class Fit:
         )
         self.differentiable, self.settings, self.image_key = differentiable, settings, image_key
         self.state, self.progress_bar = (None if state is None else Path(state)), progress
-        self.accelerator = accelerator if accelerator is not None else make_accelerator(target, settings.precision)
+        self._release: Callable[[], None] = lambda: None
+        if accelerator is None:
+            accelerator, self._release = make_accelerator(target, settings.precision)
+        self.accelerator = accelerator
         self.device: torch.device = self.accelerator.device
         self.fast = fast_context(self.device, settings.precision)
         self._target_fingerprint = fingerprint
@@ -139,6 +142,12 @@ class Fit:
         Raises:
             CheckpointError: the state file belongs to another fit.
         """
+        try:
+            return self._run()
+        finally:
+            self._release()
+
+    def _run(self) -> FitReport:
         self.surrogate.to(self.device)
         self._resume()
         if self.at.stage == 0 and self.at.step == 0 and self.surrogate.student.grafted:
@@ -428,29 +437,40 @@ def learning_rate(step: int, steps: int, highest: float) -> float:
     return highest * min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
 
 
-def make_accelerator(target: Target, precision: str) -> Any:
-    """An Accelerate accelerator on the target's device, in the precision asked for.
+def make_accelerator(target: Target, precision: str) -> tuple[Any, Callable[[], None]]:
+    """An Accelerate accelerator on the target's device, in the precision asked for, and what lets go of it.
+
+    Accelerate keeps one state a process: left behind, it would bind later fits, and the user's own accelerator, to this
+    device and precision.
 
     Raises:
         InputError: an accelerator made elsewhere in this process sits on another device.
     """
     from accelerate import Accelerator  # slow to import, needed only to fit
-    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.state import AcceleratorState, GradientState, PartialState
 
     device = target.device
     on_cpu = device is None or device.type == "cpu"
     if AcceleratorState._shared_state or PartialState._shared_state:
-        made = Accelerator()  # joins the state the user's own accelerator made
+        made, own = Accelerator(), False  # joins the state the user's own accelerator made
     else:
         mixed_precision = (
             "bf16" if _bf16(torch.device("cpu") if on_cpu else torch.device("cuda"), precision, True) else "no"
         )
-        made = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision)
+        made, own = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision), True
+
+    def release() -> None:
+        if own:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+
     if device is not None and made.device.type != device.type:
+        release()
         raise InputError(
-            f"the model is on {device}, but this process's Accelerator is on {made.device}; move the model, or pass accelerator=..."
+            f"the model is on {device}, but this process's Accelerator is on {made.device}; "
+            "move the model, or pass accelerator=..."
         )
-    return made
+    return made, release
 
 
 def fast_context(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:

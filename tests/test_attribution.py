@@ -404,3 +404,25 @@ def test_the_maps_depend_on_what_the_model_has_learned(
     same_model = rank_correlation(maps, again.saliency(images, target=labels))
     random_model = rank_correlation(maps, other.saliency(images, target=labels))
     assert random_model < same_model - 0.2
+
+
+def test_a_fit_leaves_no_accelerator_state_behind_and_joins_one_that_is_there() -> None:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    model, images = TinyNet().eval(), torch.rand(12, 3, 24, 24)
+
+    def fit() -> AttentiveKDAttribution:
+        return AttentiveKDAttribution(model).fit([images], distil_steps=1, explain_steps=1, progress=False)
+
+    assert not AcceleratorState._shared_state
+    fit()
+    assert not AcceleratorState._shared_state
+    try:
+        own = Accelerator(cpu=True)
+        fit()
+        assert AcceleratorState._shared_state, "the user's own state must survive"
+        assert own.device == Accelerator().device
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ class FitSettings:
     """How long and how fast a surrogate is taught. The defaults are meant for every target and data set.
 
     Attributes:
-        distil_steps: of stage 1 at most.
+        distil_steps: of stage 1 at most; None takes 200 for a grafted student, which is right from the start, and 1,500 for a
+            compact one, which begins with nothing.
         explain_steps: of stage 2 at most.
         batch_size: images a step and process.
         learning_rate: highest; warmed up, then lowered along a cosine.
@@ -41,7 +42,7 @@ class FitSettings:
         precision: "auto", "fp32" or "bf16"; "auto" takes bf16 where the hardware has it and it is faster.
     """
 
-    distil_steps: int = 200
+    distil_steps: int | None = None
     explain_steps: int = 500
     batch_size: int = 16
     learning_rate: float = 2e-3
@@ -54,6 +55,8 @@ class FitSettings:
         """Refuse what cannot be meant."""
         for name in ("distil_steps", "explain_steps", "batch_size", "patience", "check_every"):
             value = getattr(self, name)
+            if name == "distil_steps" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < (0 if name.endswith("steps") else 1):
                 raise InputError(
                     f"{name} must be a whole number, at least {0 if name.endswith('steps') else 1}, got {value!r}"
@@ -121,6 +124,8 @@ class Fit:
             found,
             loader,
         )
+        if settings.distil_steps is None:
+            settings = replace(settings, distil_steps=200 if plan.student == "grafted" else 1500)
         self.differentiable, self.settings, self.image_key = differentiable, settings, image_key
         self.state, self.progress_bar = (None if state is None else Path(state)), progress
         self._release: Callable[[], None] = lambda: None
@@ -158,7 +163,7 @@ class Fit:
             self._stage(
                 distillation,
                 self.surrogate.student,
-                self.settings.distil_steps,
+                self.settings.distil_steps or 0,
                 self._distillation_score,
                 "distil",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,11 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
     def is_fitted(self) -> bool:
         """Whether there is a surrogate to ask."""
         return self._fitted is not None
+
+    def __repr__(self) -> str:
+        """The model, and what was fitted to it."""
+        what = "not fitted" if self._fitted is None else f"{self.plan.student} student, {self.plan.classes} classes"
+        return f"{type(self).__name__}({self._target.name}, {what})"
 
     @property
     def report_(self) -> FitReport | None:
@@ -177,6 +183,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 state=None if resume_from is None else Path(resume_from),
             )  # fmt: skip
             report = fit.run()
+        _warn_of_doubt(report)
         self._target = target
         self._fitted = _Fitted(surrogate.eval().requires_grad_(False), plan, _statistics(found), probe, report)
         return self
@@ -395,9 +402,13 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             raise CheckpointError(f"{where} does not fit this {target.name}: {error}") from error
         checkpoint.load_weights(surrogate, weights, where)
         place = torch.device(device) if device is not None else (target.device or torch.device("cpu"))
+        mean, deviation = torch.tensor(statistics["mean"]), torch.tensor(statistics["deviation"])
+        answer = _probe_answer(target, plan, mean, deviation, target.device or place)
+        if answer.shape[1] != plan.classes:  # not even to insist on
+            raise CheckpointError(
+                f"{where} is for {plan.classes} classes, this {target.name} answers with {answer.shape[1]}"
+            )
         if check_target:
-            mean, deviation = torch.tensor(statistics["mean"]), torch.tensor(statistics["deviation"])
-            answer = _probe_answer(target, plan, mean, deviation, target.device or place)
             checkpoint.check_answer(answer, probe, where, target.name)
         statistics["dtype"] = str(data["dtype"])
         surrogate = surrogate.to(place).eval().requires_grad_(False)
@@ -471,6 +482,18 @@ def _probe_answer(target: Target, plan: Plan, mean: Tensor, deviation: Tensor, d
     with torch.no_grad():
         images = checkpoint.probe_images(plan.image_shape, mean, deviation)
         return target.log_probabilities(images.to(device)).cpu()
+
+
+def _warn_of_doubt(report: FitReport) -> None:
+    """Say so where a fit is too small or too poor for its maps to be used."""
+    if report.images < 50:
+        warnings.warn(f"fitted on {report.images} images only; maps need hundreds to be of use", stacklevel=3)
+    if report.agreement < 0.8:
+        warnings.warn(
+            f"the student names the model's class on only {report.agreement:.0%} of the held-out images: its maps explain another "
+            "prediction; fit on more images, or longer (distil_steps=)",
+            stacklevel=3,
+        )
 
 
 def _digest(probe: Tensor) -> str:

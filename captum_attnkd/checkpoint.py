@@ -38,6 +38,8 @@ def write(path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor]
         OSError: the folder cannot be written, or the disk is full; the old file is left as it was.
     """
     place = Path(path)
+    if not place.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {place.parent}")
     described = {"kind": kind, "format": FORMAT_VERSION, "version": __version__, **about}
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {_KEY: json.dumps({**described, "digest": _digest(described, flat)})}  # one key: their order is not kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +18,8 @@ def class_of_each(given: ClassesLike, count: int, classes: int, name: str = "tar
     """One class index for each image (B,), int64; None for None.
 
     Args:
-        given: an int, a 0-d or 1-element tensor or a tuple of one int, for all images; a tensor (B,), a list of ints or a
-            list of 1-tuples, for each.
+        given: an int, a 0-d or 1-element tensor or a tuple of one int, for all images; a tensor or array (B,), a list of
+            ints or a list of 1-tuples, for each.
         count: B.
         classes: K.
         name: of the argument, for messages.
@@ -29,6 +30,8 @@ def class_of_each(given: ClassesLike, count: int, classes: int, name: str = "tar
     """
     if given is None:
         return None
+    if isinstance(given, np.ndarray):
+        given = torch.as_tensor(given)
     if isinstance(given, Tensor):
         if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
             raise InputError(f"{name} must hold class indices, got a tensor of {given.dtype}")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError, TargetError
+from .errors import AttnKDError, InputError, TargetError
 
 OutputKind = Literal["auto", "logits", "probabilities"]
 
@@ -42,8 +42,10 @@ class Target:
             )
         if output not in ("auto", "logits", "probabilities"):
             raise InputError(f"output must be 'auto', 'logits' or 'probabilities', got {output!r}")
-        if max_images_per_second is not None and not max_images_per_second > 0:
-            raise InputError(f"max_images_per_second must be positive, got {max_images_per_second}")
+        if max_images_per_second is not None and not (
+            isinstance(max_images_per_second, (int, float)) and max_images_per_second > 0
+        ):
+            raise InputError(f"max_images_per_second must be a positive number, got {max_images_per_second!r}")
         self.forward_func = forward_func
         self.output: OutputKind = output
         self._told: OutputKind = output
@@ -123,7 +125,12 @@ class Target:
             images = images.to(self.dtype)
         if self._contiguous_only:
             images = images.contiguous()
-        output = (self.module if self.tappable and self.module is not None else self.forward_func)(images, *extra)
+        if self.tappable and self.module is not None:
+            output = self.module(images, *extra)
+        else:
+            # What goes on inside a function is not ours to run in another precision.
+            with torch.autocast(images.device.type, enabled=False):
+                output = self.forward_func(images, *extra)
         self.queries += len(images)
         return output
 
@@ -158,8 +165,16 @@ class Target:
             TargetError: the model behaves randomly, or its output is not (B, K).
         """
         self.check_mode()
-        with torch.no_grad():
-            first, again = self.log_probabilities(images), self.log_probabilities(images)
+        try:
+            with torch.no_grad():
+                first, again = self.log_probabilities(images), self.log_probabilities(images)
+        except AttnKDError:
+            raise
+        except RuntimeError as error:
+            raise TargetError(
+                f"the model ({self.name}) fails on images {tuple(images.shape)} of {images.dtype}; the loader must give what "
+                f"the model takes: {error}"
+            ) from error
         if bool(torch.isnan(first).any()):  # the softmax of an infinite score
             raise TargetError(f"the model ({self.name}) returned infinite scores")
         if not torch.allclose(first, again, atol=1e-3, rtol=1e-3):
@@ -203,8 +218,8 @@ def check_output(output: Any, batch: int) -> Tensor:
     """
     if not isinstance(output, Tensor):
         raise TargetError(
-            f"the model returned {type(output).__name__}, not a tensor of class scores (B, K); "
-            "wrap it, for example: lambda images: model(images).logits"
+            f"the model returned {type(output).__name__}, not a tensor of class scores (B, K); wrap it, for example: "
+            "lambda images: model(images).logits, or for a NumPy array torch.as_tensor(model(images))"
         )
     if output.ndim != 2 or output.shape[0] != batch or output.shape[1] < 2:
         raise TargetError(

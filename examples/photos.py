@@ -39,6 +39,8 @@ class Photos(Dataset):
     """Images of a folder as EfficientNet-Lite takes them: (3, 224, 224), (x - 127) / 128."""
 
     def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise SystemExit(f"there is no folder {folder}")
         kinds = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
         self.files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in kinds)
         if len(self.files) < 20:
@@ -69,8 +71,8 @@ def main() -> None:
         "--no-figures", action="store_true", help="skip the measurements (minutes), draw the gallery only"
     )
     options = arguments.parse_args()
-    model = pretrained()
     photos = Photos(options.images)
+    model = pretrained()
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(20)).tolist()
     held = min(options.held_out, len(photos) // 4)
     learn, rest = Subset(photos, order[:-held]), Subset(photos, order[-held:])

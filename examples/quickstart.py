@@ -79,6 +79,8 @@ def main() -> None:
             explainers, lambda x: model(x).log_softmax(dim=1), test.images, test.labels[:, 0], mean, deviation,
             test.masks[:, 0], steps=4 if small else 16,
         )  # fmt: skip
+    if small:
+        print("   --small: these figures mean nothing, they only show that everything runs.")
     print(table(scores).to_string(float_format=lambda value: f"{value:.3f}"), "\n")
     for rival in ("Grad-CAM, stage2", "Grad-CAM, stage3", "Integrated Gradients", "Occlusion"):
         lead, low, high = paired_interval(scores["ours, grafted"].gap() - scores[rival].gap())

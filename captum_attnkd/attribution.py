@@ -26,7 +26,7 @@ from .plan import Plan, StudentKind, example_batch, make_plan
 from .report import FitReport
 from .student import StudentOutput
 from .surrogate import Query, Surrogate
-from .target import OutputKind, Target, check_output, left_as_found, own_randomness
+from .target import OutputKind, Target, left_as_found, own_randomness
 
 Self = TypeVar("Self", bound="AttentiveKDAttribution")
 
@@ -203,7 +203,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             inputs: images (B, C, H, W) as the model takes them, or a 1-tuple of them. Sizes other than the fitted one work
                 where the networks allow.
             target: the class to explain: an int, a 0-d or 1-element tensor or a tuple of one int for all images; a tensor,
-                list of ints or list of tuples for each. None explains the class the model predicts (a compact student
+                array, list of ints or list of tuples for each. None explains the class the model predicts (a compact student
                 then asks the model).
             additional_forward_args: handed to the model after the images.
 
@@ -244,9 +244,9 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         wanted = class_of_each(target, count, self.classes, "target")
         rivals = class_of_each(versus, count, self.classes, "versus")
         with torch.no_grad():
-            seen, output = self._see(surrogate, images, extra)
+            seen, answer = self._see(surrogate, images, extra)
             if wanted is None:
-                wanted = self._answer(seen, output, images, extra).argmax(dim=1)
+                wanted = (self._target.log_probabilities(images, *extra) if answer is None else answer).argmax(dim=1)
             if rivals is not None and bool((rivals.to(wanted.device) == wanted).any()):
                 raise InputError("versus names the class that is explained; a rival must be another class")
             query = Query(
@@ -279,9 +279,10 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         surrogate, images = self._ready(inputs)
         extra = _extra(additional_forward_args)
         with torch.no_grad():
-            seen, output = self._see(surrogate, images, extra)
-            wanted = self._answer(seen, output, images, extra)
-            return Agreement.between(wanted, seen.logits.float().log_softmax(dim=1))
+            seen, answer = self._see(surrogate, images, extra)
+            if answer is None:
+                answer = self._target.log_probabilities(images, *extra)
+            return Agreement.between(answer, seen.logits.float().log_softmax(dim=1))
 
     @property
     def classes(self) -> int:
@@ -436,10 +437,10 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         self._target.check_mode()
         return fitted.surrogate, images
 
-    def _see(self, surrogate: Surrogate, images: Tensor, extra: tuple[Any, ...]) -> tuple[StudentOutput, Any]:
+    def _see(self, surrogate: Surrogate, images: Tensor, extra: tuple[Any, ...]) -> tuple[StudentOutput, Tensor | None]:
         try:
             if surrogate.student.grafted:
-                return surrogate.student(images, lambda: self._target.run(images, *extra))  # type: ignore[no-any-return]
+                return surrogate.student(images, *extra)  # type: ignore[no-any-return]
             return surrogate.student(images.float())  # type: ignore[no-any-return]
         except RuntimeError as error:
             fitted = self.plan.image_shape
@@ -448,12 +449,6 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             raise InputError(
                 f"images of {tuple(images.shape[1:])} do not pass through the networks, which were fitted on {fitted}: {error}"
             ) from error
-
-    def _answer(self, seen: StudentOutput, output: Any, images: Tensor, extra: tuple[Any, ...]) -> Tensor:
-        """The model's own log-probabilities (B, K): at hand from a grafted pass, else asked for."""
-        if output is None:
-            return self._target.log_probabilities(images, *extra)
-        return self._target.to_log_probabilities(check_output(output, len(images)))
 
 
 def _unpacked(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, bool]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import ClassCountError, InputError
 
-ClassesLike: TypeAlias = "int | tuple[int] | list[int] | list[tuple[int]] | Tensor | None"
+ClassesLike: TypeAlias = "int | tuple[int] | list[int] | list[tuple[int]] | np.ndarray[Any, Any] | Tensor | None"
 
 
 def class_of_each(given: ClassesLike, count: int, classes: int, name: str = "target") -> Tensor | None:

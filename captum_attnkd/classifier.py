@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .levels import _TAP_LOCK, Level, Tapped
+from .levels import Level, Tapped, watched
 
 _POINTWISE = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Tanh, nn.Sigmoid,
@@ -89,22 +88,18 @@ def _layers_after(
     modules = dict(network.named_modules())
     anchor = modules[deepest.module]
     seen: list[nn.Module] = []
-    state = {"calls": 0, "open": True}
-    owner = threading.get_ident()
+    calls = 0
 
-    def look(module: nn.Module, _: Any, __: Any) -> None:
-        if threading.get_ident() != owner:
-            return
+    def look(module: nn.Module, _: Any) -> None:
+        nonlocal calls
         if module is anchor:
-            if state["calls"] == deepest.call:
+            if calls == deepest.call:
                 seen.clear()
-            state["calls"] += 1
+            calls += 1
         elif not any(True for _ in module.children()) and not isinstance(module, _IGNORED):
             seen.append(module)
 
-    with _TAP_LOCK, contextlib.ExitStack() as hooks:
-        for module in network.modules():
-            hooks.callback(module.register_forward_hook(look).remove)
+    with watched(network.modules(), look):
         (features,), output = Tapped(network, [deepest])(images, ask)
     usable = (nn.Linear, nn.LayerNorm, nn.BatchNorm1d, nn.Conv2d, *_POINTWISE)
     return (seen if all(isinstance(layer, usable) for layer in seen) else seen[-1:]), features, output

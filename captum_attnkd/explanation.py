@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+QUERY_WIDTH = 16  # channels of the query decoder
 FIRST_EXTENT = math.log(0.1)  # before fitting, a tenth of the image
 SOFTNESS = 0.2  # width of a mask's border, in deviations of its logits; the same when the judge sees it in fitting
 
@@ -38,14 +39,15 @@ class Mask(NamedTuple):
     spread: Tensor
 
     def saliency(self, size: tuple[int, int]) -> Tensor:
-        """The saliency mask (B, Q, H, W) in [0, 1] at a size of H x W pixels: one half at the border of the extent.
+        """The saliency mask (B, Q, H, W) in [0, 1] at a size of H x W pixels: one quarter at the border of the extent.
 
-        So its size is learned, not set: a small object has a small mask and a large one a large mask.
+        So its size is learned, not set: a small object has a small mask and a large one a large mask. The share of a
+        position in what is kept is squared, so that what is doubtful stays faint.
         """
         flat = self.logits.float().flatten(2)
         ranks = ((1 - self.extent.float().exp().clamp(1e-3, 0.999)) * (flat.shape[2] - 1)).round().long()
         borders = flat.sort(dim=2).values.gather(2, ranks[:, :, None])
-        return resized(squashed((flat - borders) / SOFTNESS).reshape(self.logits.shape), size)
+        return resized(squashed((flat - borders) / SOFTNESS).square().reshape(self.logits.shape), size)
 
 
 class ExplanationNetwork(nn.Module):
@@ -66,21 +68,18 @@ class ExplanationNetwork(nn.Module):
         super().__init__()
         self.groups = groups
         widths = [48 if max(size) <= 16 else 32 if max(size) <= 32 else 24 for size in sizes]
-        asked = [16] * len(sizes)
         self.lateral = nn.ModuleList(nn.Conv2d(c + 1, w, 1) for c, w in zip(channels, widths, strict=True))
         self.smooth = nn.ModuleList(_block(w) for w in widths)
         # From a deeper level to the next finer one, narrowed before it is enlarged.
         self.rise = nn.ModuleList(nn.Conv2d(deep, w, 1) for w, deep in pairwise(widths))
         self.key = nn.ModuleList(nn.Conv2d(w, w, 1) for w in widths)
-        self.context = nn.ModuleList(nn.Conv2d(w, q, 1) for w, q in zip(widths, asked, strict=True))
+        self.context = nn.ModuleList(nn.Conv2d(w, QUERY_WIDTH, 1) for w in widths)
         # The prior at first, later what came from the deeper level; the class's evidence; likeness per group.
-        looks = [*asked[1:], 1]
-        self.query = nn.ModuleList(
-            nn.Conv2d(below + 1 + groups, q, 3, padding=1) for below, q in zip(looks, asked, strict=True)
-        )
-        self.certainty = nn.Linear(1, asked[-1])
-        self.readout = nn.Conv2d(asked[0], 1, 1)
-        self.extent = nn.Linear(2 * asked[0], 1)
+        below = [QUERY_WIDTH] * (len(widths) - 1) + [1]
+        self.query = nn.ModuleList(nn.Conv2d(channels + 1 + groups, QUERY_WIDTH, 3, padding=1) for channels in below)
+        self.certainty = nn.Linear(1, QUERY_WIDTH)
+        self.readout = nn.Conv2d(QUERY_WIDTH, 1, 1)
+        self.extent = nn.Linear(2 * QUERY_WIDTH, 1)
         self.spread = nn.Parameter(torch.tensor(-0.5))
         for last_layer in (self.readout, self.extent):
             nn.init.zeros_(last_layer.weight)

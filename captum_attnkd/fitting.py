@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import checkpoint
-from .attention import attended_area
+from .devices import channels_last_pays, fast_context, make_accelerator
 from .errors import CheckpointError, InputError, TargetError
 from .images import Stream, Survey, mixed
-from .objectives import Ask, Distillation, Explanation, Pixels, divergence, kept_softly
-from .perturbation import random_fills, random_grid_masks
+from .objectives import Ask, Distillation, Explanation, Pixels
 from .plan import Plan
 from .report import FitReport
-from .surrogate import Query, Surrogate
-from .target import Target, check_output
+from .surrogate import Surrogate
+from .target import Target
+from .validation import Validation
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,12 @@ class FitSettings:
         if self.precision not in ("auto", "fp32", "bf16"):
             raise InputError(f"precision must be 'auto', 'fp32' or 'bf16', got {self.precision!r}")
 
+    def distil_steps_of(self, plan: Plan) -> int:
+        """How long stage 1 lasts at most for the student that was planned."""
+        if self.distil_steps is not None:
+            return self.distil_steps
+        return 200 if plan.student == "grafted" else 1500
+
 
 @dataclass
 class _Progress:
@@ -83,6 +88,7 @@ class _Progress:
     queries: int = 0
     steps_done: tuple[int, int] = (0, 0)
     finished: bool = False
+    mirror: bool | None = None  # whether images are mirrored in fitting; not yet known
 
 
 class Fit:
@@ -124,8 +130,6 @@ class Fit:
             found,
             loader,
         )
-        if settings.distil_steps is None:
-            settings = replace(settings, distil_steps=200 if plan.student == "grafted" else 1500)
         self.differentiable, self.settings, self.image_key = differentiable, settings, image_key
         self.state, self.progress_bar = (None if state is None else Path(state)), progress
         self._release: Callable[[], None] = lambda: None
@@ -139,7 +143,7 @@ class Fit:
         self._optimiser_state: dict[str, Tensor] = {}
         self._best: dict[str, Tensor] = {}
         self._started = time.monotonic()
-        self._channels_last = channels_last_is_safe(target)
+        self._channels_last = channels_last_pays(target)
 
     def run(self) -> FitReport:
         """Teach the surrogate in place, and report.
@@ -153,35 +157,29 @@ class Fit:
             self._release()
 
     def _run(self) -> FitReport:
-        self.surrogate.to(self.device)
+        surrogate, settings, ask, judge = self.surrogate.to(self.device), self.settings, self._ask(), self._judge()
         self._resume()
-        if self.at.stage == 0 and self.at.step == 0 and self.surrogate.student.grafted:
-            self._calibrate()
         pixels = Pixels(self.found.mean.to(self.device), self.found.deviation.to(self.device))
+        validation = Validation(
+            surrogate, ask, judge, pixels, self.found.held_out, self._placed, settings.seed, self.fast
+        )
+        if self.at.stage == 0 and self.at.step == 0 and surrogate.student.grafted:
+            self._calibrate(next(validation.batches(32)))
+        if self.at.mirror is None:
+            self.at.mirror = validation.bears_mirroring()
         if self.at.stage == 0:
-            distillation = Distillation(self.surrogate.student, self._ask, pixels, self._read_output, fast=self.fast)
-            self._stage(
-                distillation,
-                self.surrogate.student,
-                self.settings.distil_steps or 0,
-                self._distillation_score,
-                "distil",
-            )
-        self.surrogate.student.eval()
+            distillation = Distillation(surrogate.student, ask, pixels, mirror=self.at.mirror, fast=self.fast)
+            steps = settings.distil_steps_of(self.plan)
+            self._stage(distillation, surrogate.student, steps, lambda: validation.distillation(distillation), "distil")
+        surrogate.student.eval()
         if self.at.stage == 1:
-            explanation = Explanation(self.surrogate, self._judge(), pixels, self._read_output, fast=self.fast)
-            self._stage(
-                explanation,
-                self.surrogate.explanation,
-                self.settings.explain_steps,
-                self._explanation_score,
-                "explain",
-            )
-        self.surrogate.eval()
+            explanation = Explanation(surrogate, judge, pixels, mirror=self.at.mirror, fast=self.fast)
+            self._stage(explanation, surrogate.explanation, settings.explain_steps, validation.explanation, "explain")
+        surrogate.eval()
         if not self.at.finished:
             self.at.finished = True
             self._save()
-        return self._report()
+        return self._report(validation)
 
     # -- one stage ---------------------------------------------------------------------------------------------------
 
@@ -222,7 +220,6 @@ class Fit:
                     )
                 prepared_optimiser.zero_grad()
                 accelerator.backward(loss)
-                accelerator.clip_grad_norm_(parameters, 1.0)
                 prepared_optimiser.step()
                 at.step += 1
                 at.passes, at.batches = stream.passes, stream.batches
@@ -261,15 +258,12 @@ class Fit:
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
-    def _ask(self, images: Tensor) -> Tensor:
-        return self.target.log_probabilities(images)
-
-    def _read_output(self, output: Any) -> Tensor:
-        return self.target.to_log_probabilities(check_output(output, len(output)))
+    def _ask(self) -> Ask:
+        return self.target.log_probabilities
 
     def _judge(self) -> Ask:
         if self.differentiable:
-            return self._ask
+            return self._ask()
         student = self.surrogate.student
         return lambda images: student(images)[0].logits.log_softmax(dim=1)
 
@@ -277,103 +271,19 @@ class Fit:
         images = images.to(self.device)
         return images.contiguous(memory_format=torch.channels_last) if self._channels_last else images
 
-    def _held_out(self, most: int = 96, size: int = 32) -> Iterable[Tensor]:
-        for images in torch.split(self.found.held_out[:most].float(), size):
-            yield self._placed(images)
-
-    # -- held-out figures --------------------------------------------------------------------------------------------
-
     @torch.no_grad()
-    def _calibrate(self) -> None:
-        seen = torch.cat([images.cpu() for images in self._held_out(32)])
+    def _calibrate(self, images: Tensor) -> None:
         with self.fast():
-            features, _ = self.surrogate.student.trunk(self._placed(seen))
+            features, _ = self.surrogate.student.trunk(images)
         self.surrogate.student.calibrate(features)
 
-    @torch.no_grad()
-    def _distillation_score(self) -> float:
-        """Mean divergence on clean and masked held-out images; the attention charge counts, as it is part of the aim."""
-        self.surrogate.student.eval()
-        total, count = 0.0, 0
-        drawn = torch.Generator().manual_seed(mixed(self.settings.seed, 77))
-        for images in self._held_out():
-            for shown in (images, self._masked(images, drawn)):
-                student, wanted = self._student_and_target(shown)
-                total += float(divergence(wanted, student[0], 2.0)) * len(images) + 0.1 * student[1] * len(images)
-                count += len(images)
-        return total / count
-
-    def _student_and_target(self, images: Tensor) -> tuple[tuple[Tensor, float], Tensor]:
-        seen, output = self.surrogate.student(images, fast=self.fast)
-        with self.fast():
-            wanted = self._ask(images) if output is None else self._read_output(output)
-        attention = float(torch.stack([attended_area(level) for level in seen.attention]).mean())
-        return (seen.logits.float(), attention), wanted
-
-    def _masked(self, images: Tensor, drawn: torch.Generator) -> Tensor:
-        masks = random_grid_masks(len(images), (images.shape[2], images.shape[3]), drawn).to(images)
-        fills = random_fills(images, self.found.mean, self.found.deviation, drawn)
-        return masks * images + (1 - masks) * fills
-
-    def _explanation_score(self) -> float:
-        kept, deleted = self._kept_and_deleted(areas=(0.15, 0.5), most=64)
-        return deleted - kept
-
-    @torch.no_grad()
-    def _kept_and_deleted(
-        self, areas: tuple[float, ...] = (0.5,), most: int = 96, prior: bool = False
-    ) -> tuple[float, float]:
-        """The judge's mean probability of the predicted class with the top share of pixels kept, and hidden."""
-        self.surrogate.eval()
-        judge, sums, count = self._judge(), [0.0, 0.0], 0
-        drawn = torch.Generator().manual_seed(mixed(self.settings.seed, 78))
-        for images in self._held_out(most):
-            seen, output = self.surrogate.student(images, fast=self.fast)
-            answer = seen.logits.log_softmax(1) if output is None else self._read_output(output)
-            query = Query(answer.argmax(dim=1, keepdim=True))
-            logits = self.surrogate.prior(seen, query) if prior else self.surrogate.explain(images, seen, query).logits
-            for area in areas:
-                shares = torch.full((len(images),), area, device=images.device)
-                keep = nn.functional.interpolate(
-                    kept_softly(logits.float(), shares, 0.02),
-                    images.shape[-2:],
-                    mode="bilinear",
-                    align_corners=False,
-                )
-                fills = random_fills(images, self.found.mean, self.found.deviation, drawn)
-                for place, mask in enumerate((keep, 1 - keep)):
-                    with self.fast():
-                        score = query.score(judge(mask * images + (1 - mask) * fills).float())
-                    sums[place] += float(score.sum())
-                count += len(images)
-        return sums[0] / count, sums[1] / count
-
-    @torch.no_grad()
-    def _report(self) -> FitReport:
-        agree, agree_masked, total, count = 0, 0, 0.0, 0
-        drawn = torch.Generator().manual_seed(mixed(self.settings.seed, 79))
-        self.surrogate.eval()
-        for images in self._held_out(256):
-            (logits, _), wanted = self._student_and_target(images)
-            agree += int((logits.argmax(1) == wanted.argmax(1)).sum())
-            total += float(divergence(wanted, logits)) * len(images)
-            (logits, _), wanted = self._student_and_target(self._masked(images, drawn))
-            agree_masked += int((logits.argmax(1) == wanted.argmax(1)).sum())
-            count += len(images)
-        kept, deleted = self._kept_and_deleted()
-        kept_before, deleted_before = self._kept_and_deleted(prior=True)
+    def _report(self, validation: Validation) -> FitReport:
         return FitReport(
             student=self.plan.student,
             judge="target" if self.differentiable else "student",
             images=self.found.count,
             held_out=len(self.found.held_out),
-            agreement=agree / count,
-            agreement_masked=agree_masked / count,
-            divergence=total / count,
-            kept=kept,
-            deleted=deleted,
-            kept_unfitted=kept_before,
-            deleted_unfitted=deleted_before,
+            **validation.figures(),
             distil_steps=self.at.steps_done[0],
             explain_steps=self.at.steps_done[1],
             seconds=self.at.seconds + time.monotonic() - self._started,
@@ -440,70 +350,3 @@ def learning_rate(step: int, steps: int, highest: float) -> float:
     """Linear warm-up over a twentieth of the steps (50 at most), then half a cosine down to zero."""
     warm = max(min(steps // 20, 50), 1)
     return highest * min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
-
-
-def make_accelerator(target: Target, precision: str) -> tuple[Any, Callable[[], None]]:
-    """An Accelerate accelerator on the target's device, in the precision asked for, and what lets go of it.
-
-    Accelerate keeps one state a process: left behind, it would bind later fits, and the user's own accelerator, to this
-    device and precision.
-
-    Raises:
-        InputError: an accelerator made elsewhere in this process sits on another device.
-    """
-    from accelerate import Accelerator  # slow to import, needed only to fit
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    device = target.device
-    on_cpu = device is None or device.type == "cpu"
-    if AcceleratorState._shared_state or PartialState._shared_state:
-        made, own = Accelerator(), False  # joins the state the user's own accelerator made
-    else:
-        mixed_precision = (
-            "bf16" if _bf16(torch.device("cpu") if on_cpu else torch.device("cuda"), precision, True) else "no"
-        )
-        made, own = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision), True
-
-    def release() -> None:
-        if own:
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
-
-    if device is not None and made.device.type != device.type:
-        release()
-        raise InputError(
-            f"the model is on {device}, but this process's Accelerator is on {made.device}; "
-            "move the model, or pass accelerator=..."
-        )
-    return made, release
-
-
-def fast_context(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
-    """Context for passes without a gradient: bf16 where the hardware multiplies it natively."""
-    if not _bf16(device, precision, False):
-        return nullcontext
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def _bf16(device: torch.device, precision: str, gradients: bool) -> bool:
-    """Whether bf16 is wanted and pays. On CPUs only forward passes gain: backward through depthwise convolutions loses."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return (
-        device.type == "cpu" and not gradients and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _native_bf16()
-    )
-
-
-def _native_bf16() -> bool:
-    """Whether this CPU multiplies bf16 itself; elsewhere it is emulated, and slow."""
-    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(known()) if known is not None else False
-
-
-def channels_last_is_safe(target: Target) -> bool:
-    """Whether images may be handed over with channels last in memory: faster for convolutions, but `view` would fail."""
-    return (
-        target.tappable and target.module is not None and any(isinstance(m, nn.Conv2d) for m in target.module.modules())
-    )

@@ -6,7 +6,7 @@ import contextlib
 import math
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,7 +86,8 @@ class Tapped:
         Returns:
             The levels' features, finest first, each (B, C_l, h_l, w_l) float32; and the network's output.
         """
-        with _record(self._tapped) as calls:
+        calls: dict[int, list[Tensor]] = defaultdict(list)
+        with watched(self._tapped, lambda module, output: calls[id(module)].append(_first_tensor(output))):
             output = self.network(images) if ask is None else ask()
         features = []
         for level, module in zip(self.levels, self._tapped, strict=True):
@@ -100,19 +101,18 @@ class Tapped:
 
 
 @contextlib.contextmanager
-def _record(modules: Sequence[nn.Module]) -> Iterator[dict[int, list[Tensor]]]:
-    """Collect the outputs of `modules`, by id and in order of their calls; no hook outlives the block."""
-    calls: dict[int, list[Tensor]] = defaultdict(list)
+def watched(modules: Iterable[nn.Module], look: Callable[[nn.Module, Any], None]) -> Iterator[None]:
+    """Call `look(module, output)` whenever one of `modules` has run in this thread; no hook outlives the block."""
     owner = threading.get_ident()
 
-    def keep(module: nn.Module, _: Any, output: Any) -> None:
+    def hook(module: nn.Module, _: Any, output: Any) -> None:
         if threading.get_ident() == owner:
-            calls[id(module)].append(_first_tensor(output))
+            look(module, output)
 
     with _TAP_LOCK, contextlib.ExitStack() as hooks:
         for module in dict.fromkeys(modules):
-            hooks.callback(module.register_forward_hook(keep).remove)
-        yield calls
+            hooks.callback(module.register_forward_hook(hook).remove)
+        yield
 
 
 def find_levels(
@@ -171,11 +171,8 @@ def _fire(network: nn.Module, images: Tensor, ask: Callable[[], Any] | None) -> 
     image_size = (images.shape[-2], images.shape[-1])
     counts: dict[str, int] = defaultdict(int)
     firings: list[tuple[Level, type]] = []
-    owner = threading.get_ident()
 
-    def look(module: nn.Module, _: Any, output: Any) -> None:
-        if threading.get_ident() != owner:
-            return
+    def look(module: nn.Module, output: Any) -> None:
         name = names[id(module)]
         call, counts[name] = counts[name], counts[name] + 1
         try:
@@ -185,10 +182,7 @@ def _fire(network: nn.Module, images: Tensor, ask: Callable[[], Any] | None) -> 
         if level is not None:
             firings.append((level, type(module)))
 
-    with _TAP_LOCK, contextlib.ExitStack() as hooks, torch.no_grad():
-        for name, module in network.named_modules():
-            if name:
-                hooks.callback(module.register_forward_hook(look).remove)
+    with watched((module for name, module in network.named_modules() if name), look), torch.no_grad():
         if ask is None:
             network(images)
         else:

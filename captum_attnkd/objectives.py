@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .attention import attended_area
 from .explanation import SOFTNESS, Mask, resized
-from .perturbation import flipped, random_fills, random_grid_masks, random_shift
+from .perturbation import blended, flipped, random_fills, random_shift, randomly_masked
 from .student import Context, Student
 from .surrogate import Query, Surrogate
 
@@ -33,12 +33,14 @@ class Distillation(nn.Module):
 
     Args:
         student: to be taught.
-        target: log-probabilities of images; no gradient is asked of it. A grafted student gives them in its own pass.
+        target: log-probabilities of images; no gradient is asked of it. A grafted student has them from its own pass.
         pixels: statistics for the fills.
         temperature: T of Hinton et al. (2015).
         supervision: weight of each level's own logits.
         attention_charge: weight of the attended area: without it a student grafted on the target is right from the
             start, and its attention learns nothing.
+        mirror: whether images are mirrored at random.
+        fast: context for passes without a gradient.
     """
 
     def __init__(
@@ -46,28 +48,31 @@ class Distillation(nn.Module):
         student: Student,
         target: Ask,
         pixels: Pixels,
-        read_output: Ask,
         temperature: float = 2.0,
         supervision: float = 0.3,
         attention_charge: float = 0.1,
+        mirror: bool = False,
         fast: Context = nullcontext,
     ) -> None:
         super().__init__()
-        self._fast = fast
+        self._mirror, self._fast = mirror, fast
         self.student = student
-        self._target, self._read_output, self._pixels = target, read_output, pixels
+        self._target, self._pixels = target, pixels
         self._temperature, self._supervision, self._charge = temperature, supervision, attention_charge
 
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Loss, a scalar, for clean images (B, C, H, W): each is seen clean and masked in turn."""
-        images = flipped(images, generator)
-        masks = random_grid_masks(len(images), (images.shape[2], images.shape[3]), generator).to(images)
-        fills = random_fills(images, self._pixels.mean, self._pixels.deviation, generator)
+        images = flipped(images, generator) if self._mirror else images
+        masked = randomly_masked(images, self._pixels.mean, self._pixels.deviation, generator)
         clean = torch.arange(len(images), device=images.device) % 3 == 0
-        shown = torch.where(clean[:, None, None, None], images, masks * images + (1 - masks) * fills)
-        seen, output = self.student(shown, fast=self._fast if self.student.grafted else nullcontext)
-        with torch.no_grad(), self._fast():
-            wanted = self._target(shown) if output is None else self._read_output(output)
+        return self.loss(torch.where(clean[:, None, None, None], images, masked))
+
+    def loss(self, shown: Tensor) -> Tensor:
+        """How far the student is from the target on the images (B, C, H, W) shown to both: a scalar."""
+        seen, wanted = self.student(shown, fast=self._fast if self.student.grafted else nullcontext)
+        if wanted is None:
+            with torch.no_grad(), self._fast():
+                wanted = self._target(shown)
         loss = divergence(wanted, seen.logits, self._temperature)
         for logits in seen.level_logits:
             loss = loss + self._supervision * divergence(wanted, logits, self._temperature) / len(seen.level_logits)
@@ -99,6 +104,8 @@ class Explanation(nn.Module):
         judge: differentiable log-probabilities of images.
         pixels: statistics for the fills.
         contrastive: share of questions that ask against a rival.
+        mirror: whether images are mirrored at random.
+        fast: context for passes without a gradient.
     """
 
     def __init__(
@@ -106,31 +113,30 @@ class Explanation(nn.Module):
         surrogate: Surrogate,
         judge: Ask,
         pixels: Pixels,
-        read_output: Ask,
         contrastive: float = 0.25,
+        mirror: bool = False,
         fast: Context = nullcontext,
     ) -> None:
         super().__init__()
-        self._fast = fast
+        self._mirror, self._fast = mirror, fast
         self.explanation = surrogate.explanation
         self._surrogate = [surrogate]  # in a list: only the explanation network is this module's to train
-        self._judge, self._read_output, self._pixels = judge, read_output, pixels
+        self._judge, self._pixels = judge, pixels
         self._contrastive = contrastive
 
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Loss, a scalar, for clean images (B, C, H, W)."""
         (surrogate,) = self._surrogate
-        images = flipped(images, generator)
+        images = flipped(images, generator) if self._mirror else images
         with torch.no_grad():
-            seen, output = surrogate.student(images, fast=self._fast)
-            answer = seen.logits.log_softmax(1) if output is None else self._read_output(output)
-        query = draw_query(answer, self._contrastive, generator)
+            seen, answer = surrogate.student(images, fast=self._fast)
+        query = draw_query(seen.logits.log_softmax(1) if answer is None else answer, self._contrastive, generator)
         mask = surrogate.explain(images, seen, query)
         areas = draw_areas(mask.extent[:, 0], generator)
         keep = resized(kept_softly(mask.logits, areas), (images.shape[2], images.shape[3]))
         fills = random_fills(images, self._pixels.mean, self._pixels.deviation, generator)
-        kept, hidden = keep * images + (1 - keep) * fills, (1 - keep) * images + keep * fills
-        shown = random_shift(torch.cat([kept, hidden]), generator)
+        shown = torch.cat([blended(keep, images, fills), blended(1 - keep, images, fills)])
+        shown = random_shift(shown, generator)
         shown = shown + 0.05 * self._pixels.deviation[:, None, None].to(shown) * torch.randn(
             shown.shape, generator=generator
         ).to(shown)

@@ -42,6 +42,17 @@ def random_fills(images: Tensor, mean: Tensor, deviation: Tensor, generator: tor
     return fills
 
 
+def randomly_masked(images: Tensor, mean: Tensor, deviation: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (B, C, H, W) with random parts replaced: random grids, random fills."""
+    masks = random_grid_masks(len(images), (images.shape[2], images.shape[3]), generator).to(images)
+    return blended(masks, images, random_fills(images, mean, deviation, generator))
+
+
+def blended(keep: Tensor, images: Tensor, fills: Tensor) -> Tensor:
+    """`images` where `keep` (B, 1, H, W) is one, `fills` where it is zero."""
+    return fills + keep * (images - fills)
+
+
 def blurred(images: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of images (B, C, H, W), reflected at the border; `sigma` in pixels."""
     down, right = (_blur_matrix(side, sigma).to(images) for side in images.shape[-2:])

@@ -91,7 +91,7 @@ class Plan:
                 raise TargetError(
                     f"a grafted student needs the layers of a torch module, but {target.name} has none that can be tapped"
                 )
-            trunk = GraftedTrunk(Tapped(target.module, self.levels), target.run)
+            trunk = GraftedTrunk(Tapped(target.module, self.levels), target.log_probabilities)
             classifier = self._classifier(target.module)
         elif self.backbone is not None:
             trunk = BackboneTrunk(backbone if backbone is not None else named_backbone(self.backbone), self.levels)

@@ -40,8 +40,8 @@ class Trunk(Protocol):
 
     trained: bool
 
-    def __call__(self, images: Tensor, ask: Callable[[], Any] | None = None) -> tuple[list[Tensor], Any]:
-        """Features per level, finest first, and the network's own output where it has one (else None)."""
+    def __call__(self, images: Tensor, *extra: Any) -> tuple[list[Tensor], Tensor | None]:
+        """Features per level, finest first, and the target's log-probabilities (B, K) where it was run (else None)."""
 
 
 class GraftedTrunk:
@@ -49,18 +49,18 @@ class GraftedTrunk:
 
     Args:
         tapped: the target's module.
-        run: how it is asked where a call does not say otherwise: in its precision, at its rate, and counted.
+        answer: log-probabilities (B, K) of images, by running it: in its precision, at its rate, and counted.
     """
 
     trained = False
 
-    def __init__(self, tapped: Tapped, run: Callable[[Tensor], Any]) -> None:
-        self.tapped, self._run = tapped, run
+    def __init__(self, tapped: Tapped, answer: Callable[..., Tensor]) -> None:
+        self.tapped, self._answer = tapped, answer
 
-    def __call__(self, images: Tensor, ask: Callable[[], Any] | None = None) -> tuple[list[Tensor], Any]:
+    def __call__(self, images: Tensor, *extra: Any) -> tuple[list[Tensor], Tensor | None]:
         """Run the target once; its features carry no gradient."""
         with torch.no_grad():
-            return self.tapped(images, ask if ask is not None else lambda: self._run(images))
+            return self.tapped(images, lambda: self._answer(images, *extra))
 
 
 class ConvTrunk(nn.Module):
@@ -94,7 +94,7 @@ class ConvTrunk(nn.Module):
             found.append((height, width))
         return found[-4:]
 
-    def forward(self, images: Tensor, ask: Callable[[], Any] | None = None) -> tuple[list[Tensor], None]:
+    def forward(self, images: Tensor, *extra: Any) -> tuple[list[Tensor], None]:
         """Features after each of the last four stages, finest first, each (B, C_l, h_l, w_l)."""
         features, levels = images, []
         for stage in self.stages:
@@ -136,7 +136,7 @@ class BackboneTrunk(nn.Module):
         self.backbone = backbone
         self._tapped = Tapped(backbone, levels)
 
-    def forward(self, images: Tensor, ask: Callable[[], Any] | None = None) -> tuple[list[Tensor], None]:
+    def forward(self, images: Tensor, *extra: Any) -> tuple[list[Tensor], None]:
         """The backbone's features, finest first."""
         features, _ = self._tapped(images)
         return features, None
@@ -187,21 +187,19 @@ class LevelHead(nn.Module):
         return self.evidence(features) if self._exact is None else self._exact(features)
 
     def evidence_of(self, attended: Tensor, positive: Tensor, negative: Tensor | None) -> Tensor:
-        """Class evidence maps (B, Q, h, w) for the classes asked about, less those of the rivals.
+        """Class evidence maps (B, Q, h, w) for the classes asked about, less those of the rivals, from their rows alone.
 
         Args:
             attended: (B, C, h, w).
             positive: class indices (B, Q).
             negative: rivals (B, Q), -1 for none; or None.
         """
-        if self._exact is None:  # only the rows asked about
-            rows, bias = self.evidence.weight[positive], self.evidence.bias[positive]
-            if negative is not None:
-                against = (negative >= 0).to(rows.dtype)
-                rows = rows - self.evidence.weight[negative.clamp_min(0)] * against[:, :, None]
-                bias = bias - self.evidence.bias[negative.clamp_min(0)] * against
-            return torch.einsum("bqc,bchw->bqhw", rows, attended) + bias[:, :, None, None]
-        return pick(self.all_evidence(attended), positive, negative)
+        rows, bias = self.evidence.weight[positive], self.evidence.bias[positive]
+        if negative is not None:
+            against = (negative >= 0).to(rows.dtype)
+            rows = rows - self.evidence.weight[negative.clamp_min(0)] * against[:, :, None]
+            bias = bias - self.evidence.bias[negative.clamp_min(0)] * against
+        return torch.einsum("bqc,bchw->bqhw", rows, attended) + bias[:, :, None, None]
 
     def all_evidence(self, attended: Tensor) -> Tensor:
         """Class evidence maps (B, K, h, w) of all classes."""
@@ -233,22 +231,20 @@ class Student(nn.Module):
         # How much each level says: at first the deepest alone, which for an exact classifier is the target itself.
         self.voices = nn.Parameter(torch.tensor([0.0] * last + [1.0]))
 
-    def forward(
-        self, images: Tensor, ask: Callable[[], Any] | None = None, fast: Context = nullcontext
-    ) -> tuple[StudentOutput, Any]:
+    def forward(self, images: Tensor, *extra: Any, fast: Context = nullcontext) -> tuple[StudentOutput, Tensor | None]:
         """One pass.
 
         Args:
             images: (B, C, H, W).
-            ask: how the target is run, where the trunk is grafted on it and it is not simply called.
+            extra: handed to the target after the images, where the trunk is grafted on it.
             fast: context for the trunk alone (lower precision); the heads are small and stay in float32.
 
         Returns:
-            The student's output, and the target's own output where the trunk is grafted (else None).
+            The student's output, and the target's log-probabilities (B, K) where the trunk is grafted (else None).
         """
         with fast():
-            features, output = self.trunk(images, ask)
-        return self.read(features), output
+            features, answer = self.trunk(images, *extra)
+        return self.read(features), answer
 
     def _heads(self) -> list[LevelHead]:
         return cast("list[LevelHead]", list(self.heads))
@@ -270,20 +266,29 @@ class Student(nn.Module):
             spread = level.std(dim=(0, 2, 3))
             head.deviation.copy_(spread.clamp_min(0.1 * float(spread.mean()) + 1e-6))
 
-    def evidence(self, seen: StudentOutput, positive: Tensor, negative: Tensor | None) -> list[Tensor]:
-        """Class evidence per level, finest first, each (B, Q, h_l, w_l), for classes (B, Q) less their rivals."""
-        return [
-            head.evidence_of(level, positive, negative)
-            for head, level in zip(self._heads(), seen.attended, strict=True)
-        ]
+    def testimony(
+        self, seen: StudentOutput, positive: Tensor, negative: Tensor | None, first: int = 0
+    ) -> tuple[list[Tensor], Tensor]:
+        """What the levels say of classes (B, Q), less what they say of their rivals (-1 for none; or None).
 
-    def posterior(self, seen: StudentOutput, positive: Tensor, negative: Tensor | None) -> Tensor:
-        """Local log-posterior at the deepest level (B, Q, h, w): how far each position alone speaks for the class.
+        Args:
+            seen: of B images.
+            positive: the classes.
+            negative: the rivals.
+            first: the finest level that is asked.
 
-        Against a rival it is the difference of the two log-posteriors, where the other classes cancel.
+        Returns:
+            Class evidence per level from `first` on, finest first, each (B, Q, h_l, w_l); and the local log-posterior at the
+            deepest level (B, Q, h, w): how far each position alone speaks for the class. Against a rival that is the
+            difference of the two log-posteriors, where the other classes cancel.
         """
-        everything = self._heads()[-1].all_evidence(seen.attended[-1]).log_softmax(dim=1)
-        return pick(everything, positive, negative)
+        finer, last = self._heads()[first:-1], self._heads()[-1]
+        # All classes are needed for the posterior, and cost the most of a pass: once.
+        everything = last.all_evidence(seen.attended[-1])
+        levels = zip(finer, seen.attended[first:-1], strict=True)
+        evidence = [head.evidence_of(level, positive, negative) for head, level in levels]
+        evidence.append(pick(everything, positive, negative))
+        return evidence, pick(everything.log_softmax(dim=1), positive, negative)
 
 
 def pick(maps: Tensor, positive: Tensor, negative: Tensor | None) -> Tensor:

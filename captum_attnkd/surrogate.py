@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +62,7 @@ class Surrogate(nn.Module):
 
     def explain(self, images: Tensor, seen: StudentOutput, query: Query) -> Mask:
         """The mask for the classes asked about, at the maps' resolution."""
-        evidence = self.student.evidence(seen, query.positive, query.negative)[self.first :]
-        posterior = self.student.posterior(seen, query.positive, query.negative)
+        evidence, posterior = self.student.testimony(seen, query.positive, query.negative, self.first)
         probability = query.score(seen.logits.log_softmax(dim=1))
         levels = [FusedLevel(*pair) for pair in zip(seen.scaled, seen.attention, strict=True)][self.first :]
         if self.with_pixels:
@@ -76,12 +75,5 @@ class Surrogate(nn.Module):
 
     def prior(self, seen: StudentOutput, query: Query) -> Tensor:
         """The class activation map that the explanation network starts from: standardised (B, Q, h, w), deepest level."""
-        return standardise(self.student.posterior(seen, query.positive, query.negative))
-
-    def forward(
-        self, images: Tensor, query: Query, ask: Callable[[], Any] | None = None
-    ) -> tuple[Tensor, StudentOutput, Any]:
-        """Saliency masks (B, Q, H, W), the student's output, and the target's own output (None from a compact student)."""
-        seen, output = self.student(images, ask)
-        mask = self.explain(images, seen, query)
-        return mask.saliency((images.shape[-2], images.shape[-1])), seen, output
+        _, posterior = self.student.testimony(seen, query.positive, query.negative)
+        return standardise(posterior)

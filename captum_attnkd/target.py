@@ -51,10 +51,18 @@ class Target:
         self._told: OutputKind = output
         self.queries = 0  # images answered so far
         self.dtype: torch.dtype | None = None  # what the model is fed; None: whatever the images come in
-        self._contiguous_only = False
+        self.contiguous_only = False
         self._rate = max_images_per_second
         self._next_free = 0.0
         self._rate_lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes over: all but the lock."""
+        return {name: value for name, value in vars(self).items() if name != "_rate_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy waits for its own turn."""
+        vars(self).update(state, _rate_lock=threading.Lock())
 
     @property
     def module(self) -> nn.Module | None:
@@ -123,7 +131,7 @@ class Target:
         self._wait_for_turn(len(images))
         if self.dtype is not None:
             images = images.to(self.dtype)
-        if self._contiguous_only:
+        if self.contiguous_only:
             images = images.contiguous()
         if self.tappable and self.module is not None:
             output = self.module(images, *extra)
@@ -187,7 +195,7 @@ class Target:
                 with torch.no_grad():
                     self.raw(images.contiguous(memory_format=torch.channels_last))
             except RuntimeError:
-                self._contiguous_only = True
+                self.contiguous_only = True
         try:
             with torch.enable_grad():
                 leaf = images.detach().clone().requires_grad_()

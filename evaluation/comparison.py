@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -68,21 +70,25 @@ def compare(
     parts = list(zip(images.split(batch), targets.split(batch), strict=True))
     maps = {name: torch.cat([explain(x, t).detach() for x, t in parts]) for name, explain in explainers.items()}
     seconds = timed(explainers, images[:16], targets[:16])
-    found = {}
-    for name, saliency in maps.items():
-        insertion, deletion = {}, {}
-        for fill, make in FILLS.items():
-            drawn = torch.Generator().manual_seed(0)
-            curves: dict[bool, list[Tensor]] = {True: [], False: []}
-            for (x, t), m in zip(parts, saliency.split(batch), strict=True):
-                replaced = make(x, mean, deviation, drawn)
-                for insert, areas in curves.items():
-                    areas.append(area(perturbation_curve(ask, x, m, t, replaced, insert, steps)))
-            insertion[fill], deletion[fill] = torch.cat(curves[True]), torch.cat(curves[False])
-        pointing = pointing_game(saliency, masks) if masks is not None else torch.empty(0)
-        share = saliency_share(saliency, masks) if masks is not None else torch.empty(0)
-        found[name] = Scores(insertion, deletion, pointing, share, seconds[name])
-    return found
+    areas: dict[tuple[str, str, bool], list[Tensor]] = defaultdict(list)
+    for fill, make in FILLS.items():
+        drawn = torch.Generator().manual_seed(0)
+        for place, (x, t) in enumerate(parts):
+            replaced = make(x, mean, deviation, drawn)
+            for name, insert in product(maps, (True, False)):
+                m = maps[name][place * batch : (place + 1) * batch]
+                areas[name, fill, insert].append(area(perturbation_curve(ask, x, m, t, replaced, insert, steps)))
+    nothing = torch.empty(0)
+    return {
+        name: Scores(
+            {fill: torch.cat(areas[name, fill, True]) for fill in FILLS},
+            {fill: torch.cat(areas[name, fill, False]) for fill in FILLS},
+            nothing if masks is None else pointing_game(saliency, masks),
+            nothing if masks is None else saliency_share(saliency, masks),
+            seconds[name],
+        )
+        for name, saliency in maps.items()
+    }
 
 
 def timed(explainers: Mapping[str, Explainer], images: Tensor, targets: Tensor, repeats: int = 3) -> dict[str, float]:

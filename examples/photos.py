@@ -170,7 +170,7 @@ def gallery(
     top, classes = probabilities.topk(2, dim=1)
     first, second = classes.unbind(dim=1)
     columns = [
-        ("image", None),
+        ("", None),  # what the model says stands above each image
         ("ours, first class", attribution.saliency(shown, target=first)),
         ("ours, second class", attribution.saliency(shown, target=second)),
         ("ours, first not second", attribution.saliency(shown, target=first, versus=second)),
@@ -192,8 +192,6 @@ def gallery(
                 axis.set_title(title, fontsize=10)
         names = [f"{CLASSES[int(classes[row, i])]} {float(top[row, i]):.0%}" for i in (0, 1)]
         axes[row, 0].text(0, -6, "\n".join(names), fontsize=8, va="bottom")
-        if row == 0:
-            axes[row, 0].set_title("")
     figure.tight_layout()
     path = folder / "photos.png"
     figure.savefig(path)

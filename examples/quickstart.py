@@ -119,7 +119,6 @@ def draw(
         axes[0, column].set_title(name.replace(", ", "\n"), fontsize=10)
         for row in range(count):
             panel(axes[row, column], images[row, 0], None if column == 0 else maps[row, 0])
-        axes[0, 0].set_ylabel("")
     for row in range(count):
         axes[row, 0].set_ylabel(f"a {labels[row].item()}", fontsize=11)
     for row in range(3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,18 @@ def test_a_loaded_surrogate_gives_the_same_maps(
     for target in (None, 2):
         assert torch.equal(loaded.attribute(images, target=target), attribution.attribute(images, target=target))
     assert torch.equal(loaded.agreement(images).divergence, attribution.agreement(images).divergence)
+
+
+@both
+def test_a_copy_goes_its_own_way(which: str, images: Tensor, request: pytest.FixtureRequest) -> None:
+    attribution = request.getfixturevalue(which)
+    maps = attribution.attribute(images, target=2)
+    copied = copy.deepcopy(attribution)
+    assert torch.equal(copied.attribute(images, target=2), maps)
+    for parameter in copied.surrogate.parameters():
+        parameter.zero_()
+    assert not torch.equal(copied.attribute(images, target=2), maps)
+    assert torch.equal(attribution.attribute(images, target=2), maps)
 
 
 def test_what_was_loaded_can_be_saved_again_byte_for_byte(

@@ -1,0 +1,79 @@
+"""Where and how fast a fit runs: the accelerator, lower precision where it pays, and the layout of images in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import InputError
+from .target import Target
+
+
+def make_accelerator(target: Target, precision: str) -> tuple[Any, Callable[[], None]]:
+    """An Accelerate accelerator on the target's device, in the precision asked for, and what lets go of it.
+
+    Accelerate keeps one state a process: left behind, it would bind later fits, and the user's own accelerator, to this
+    device and precision.
+
+    Raises:
+        InputError: an accelerator made elsewhere in this process sits on another device.
+    """
+    from accelerate import Accelerator  # slow to import, needed only to fit
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    device = target.device
+    on_cpu = device is None or device.type == "cpu"
+    if AcceleratorState._shared_state or PartialState._shared_state:
+        made, own = Accelerator(), False  # joins the state the user's own accelerator made
+    else:
+        mixed_precision = (
+            "bf16" if _bf16(torch.device("cpu") if on_cpu else torch.device("cuda"), precision, True) else "no"
+        )
+        made, own = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision), True
+
+    def release() -> None:
+        if own:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+
+    if device is not None and made.device.type != device.type:
+        release()
+        raise InputError(
+            f"the model is on {device}, but this process's Accelerator is on {made.device}; "
+            "move the model, or pass accelerator=..."
+        )
+    return made, release
+
+
+def fast_context(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
+    """Context for passes without a gradient: bf16 where the hardware multiplies it natively."""
+    if not _bf16(device, precision, False):
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _bf16(device: torch.device, precision: str, gradients: bool) -> bool:
+    """Whether bf16 is wanted and pays. On CPUs only forward passes gain: backward through depthwise convolutions loses."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return (
+        device.type == "cpu" and not gradients and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _native_bf16()
+    )
+
+
+def _native_bf16() -> bool:
+    """Whether this CPU multiplies bf16 itself; elsewhere it is emulated, and slow."""
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(known()) if known is not None else False
+
+
+def channels_last_pays(target: Target) -> bool:
+    """Whether images are best handed over with channels last in memory: faster for convolutions, where the model bears it."""
+    module = target.module if target.tappable and not target.contiguous_only else None
+    return module is not None and any(isinstance(part, nn.Conv2d) for part in module.modules())

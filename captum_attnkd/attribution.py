@@ -134,9 +134,9 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 at most), chosen by their content. Give one where the loader augments at random.
             image_key: where a batch holds the images: a key of a mapping, or a place in a tuple.
             distil_steps: of stage 1 (the student learns the model's outputs) at most; None takes 200 for a grafted student and
-                1,500 for a compact one.
+                500 for a compact one.
             explain_steps: of stage 2 (the explanation network learns under a frozen judge) at most.
-            batch_size: images a step, whatever the loader's batches are.
+            batch_size: images a step, whatever the loader's batches are; three times as many while a compact student is distilled.
             learning_rate: the highest.
             patience: checks on held-out images without a better score before a stage stops.
             seed: the same seed, images and hardware give the same weights.

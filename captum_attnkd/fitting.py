@@ -30,10 +30,10 @@ class FitSettings:
     """How long and how fast a surrogate is taught. The defaults are meant for every target and data set.
 
     Attributes:
-        distil_steps: of stage 1 at most; None takes 200 for a grafted student, which is right from the start, and 1,500 for a
+        distil_steps: of stage 1 at most; None takes 200 for a grafted student, which is right from the start, and 500 for a
             compact one, which begins with nothing.
         explain_steps: of stage 2 at most.
-        batch_size: images a step and process.
+        batch_size: images a step and process; three times as many while a compact student is distilled.
         learning_rate: highest; warmed up, then lowered along a cosine.
         patience: held-out checks without a better score before a stage stops.
         check_every: steps between held-out checks.
@@ -67,11 +67,14 @@ class FitSettings:
         if self.precision not in ("auto", "fp32", "bf16"):
             raise InputError(f"precision must be 'auto', 'fp32' or 'bf16', got {self.precision!r}")
 
-    def distil_steps_of(self, plan: Plan) -> int:
-        """How long stage 1 lasts at most for the student that was planned."""
-        if self.distil_steps is not None:
-            return self.distil_steps
-        return 200 if plan.student == "grafted" else 1500
+    def stage(self, stage: int, plan: Plan) -> tuple[int, int]:
+        """Steps at most, and images a step, of stage 0 or 1 for the student that was planned."""
+        if stage == 1:
+            return self.explain_steps, self.batch_size
+        grafted = plan.student == "grafted"
+        steps = self.distil_steps if self.distil_steps is not None else 200 if grafted else 500
+        # A network that learns from nothing is better off with fewer and steadier steps: its batch statistics are measured.
+        return steps, self.batch_size if grafted else 3 * self.batch_size
 
 
 @dataclass
@@ -169,12 +172,11 @@ class Fit:
             self.at.mirror = validation.bears_mirroring()
         if self.at.stage == 0:
             distillation = Distillation(surrogate.student, ask, pixels, mirror=self.at.mirror, fast=self.fast)
-            steps = settings.distil_steps_of(self.plan)
-            self._stage(distillation, surrogate.student, steps, lambda: validation.distillation(distillation), "distil")
+            self._stage(distillation, surrogate.student, lambda: validation.distillation(distillation), "distil")
         surrogate.student.eval()
         if self.at.stage == 1:
             explanation = Explanation(surrogate, judge, pixels, mirror=self.at.mirror, fast=self.fast)
-            self._stage(explanation, surrogate.explanation, settings.explain_steps, validation.explanation, "explain")
+            self._stage(explanation, surrogate.explanation, validation.explanation, "explain")
         surrogate.eval()
         if not self.at.finished:
             self.at.finished = True
@@ -183,10 +185,9 @@ class Fit:
 
     # -- one stage ---------------------------------------------------------------------------------------------------
 
-    def _stage(
-        self, objective: nn.Module, taught: nn.Module, steps: int, score: Callable[[], float], name: str
-    ) -> None:
+    def _stage(self, objective: nn.Module, taught: nn.Module, score: Callable[[], float], name: str) -> None:
         accelerator, settings, at = self.accelerator, self.settings, self.at
+        steps, batch_size = settings.stage(at.stage, self.plan)
         parameters = [p for p in taught.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=1e-4)
         self._restore(optimiser)
@@ -194,7 +195,7 @@ class Fit:
             self._consider(self._agreed(score, taught), taught)
         prepared, prepared_optimiser = accelerator.prepare(objective, optimiser)
         stream = Stream(
-            self.loader, self.found, settings.batch_size, mixed(settings.seed, at.stage), self.image_key,
+            self.loader, self.found, batch_size, mixed(settings.seed, at.stage), self.image_key,
             accelerator.process_index, accelerator.num_processes,
         )  # fmt: skip
         stream.passes, stream.batches = at.passes, at.batches
@@ -281,6 +282,8 @@ class Fit:
         return FitReport(
             student=self.plan.student,
             judge="target" if self.differentiable else "student",
+            output=self.target.output,
+            mirrored=bool(self.at.mirror),
             images=self.found.count,
             held_out=len(self.found.held_out),
             **validation.figures(),

@@ -13,6 +13,8 @@ class FitReport:
     Attributes:
         student: "grafted" or "compact".
         judge: "target" where gradients flow through the model, else "student".
+        output: what the target's scores are, "logits" or "probabilities"; detected unless told.
+        mirrored: whether mirrored images were learned from, as the target names the same class for them.
         images: learned from.
         held_out: images never learned from.
         agreement: share of held-out images where student and target name the same class.
@@ -31,6 +33,8 @@ class FitReport:
 
     student: str
     judge: str
+    output: str
+    mirrored: bool
     images: int
     held_out: int
     agreement: float
@@ -54,7 +58,9 @@ class FitReport:
         """A table for people."""
         rows = [
             ("student, judge", f"{self.student}, {self.judge}"),
+            ("the target's scores", self.output),
             ("images learned from / held out", f"{self.images} / {self.held_out}"),
+            ("mirrored images learned from", "yes" if self.mirrored else "no"),
             ("agreement with the target, clean", f"{self.agreement:.1%}"),
             ("agreement with the target, masked", f"{self.agreement_masked:.1%}"),
             ("KL(target || student), nats", f"{self.divergence:.4f}"),

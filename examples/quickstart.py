@@ -114,7 +114,7 @@ def draw(
     count = 5
     images, labels = test.images[:count], test.labels[:count, 0]
     columns = [("image", images)] + [(name, explainers[name](images, labels)) for name in shown]
-    figure, axes = plt.subplots(count + 3, len(columns), figsize=(1.75 * len(columns), 1.8 * (count + 3)), dpi=130)
+    figure, axes = plt.subplots(count + 3, len(columns), figsize=(1.75 * len(columns), 1.8 * (count + 3)), dpi=90)
     for column, (name, maps) in enumerate(columns):
         axes[0, column].set_title(name.replace(", ", "\n"), fontsize=10)
         for row in range(count):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy_task import fit_quickly, single_squares
 from torch import Tensor
+from toy_task import fit_quickly, single_squares
 
 from captum_attnkd import AttentiveKDAttribution
 

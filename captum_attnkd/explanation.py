@@ -67,7 +67,7 @@ class ExplanationNetwork(nn.Module):
     def __init__(self, channels: Sequence[int], sizes: Sequence[tuple[int, int]], groups: int = 8) -> None:
         super().__init__()
         self.groups = groups
-        widths = [48 if max(size) <= 16 else 32 if max(size) <= 32 else 24 for size in sizes]
+        widths = [48 if max(size) <= 16 else 32 for size in sizes]
         self.lateral = nn.ModuleList(nn.Conv2d(c + 1, w, 1) for c, w in zip(channels, widths, strict=True))
         self.smooth = nn.ModuleList(_block(w) for w in widths)
         # From a deeper level to the next finer one, narrowed before it is enlarged.

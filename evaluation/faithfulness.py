@@ -28,14 +28,10 @@ def perturbation_curve(
     Returns:
         Probabilities (B, steps + 1), on the CPU.
     """
-    flat = maps.reshape(len(maps), -1).float()
-    order = flat.argsort(dim=1, descending=True, stable=True)
-    ranks = torch.empty_like(order)
-    ranks.scatter_(1, order, torch.arange(flat.shape[1], device=order.device).expand_as(order))
-    ranks = ranks.reshape(maps.shape)
+    ranks = ranks_of(maps)
     points = []
     for step in range(steps + 1):
-        top = ranks < round(step * flat.shape[1] / steps)
+        top = ranks < round(step * ranks[0].numel() / steps)
         shown = top if insert else ~top
         answer = ask(torch.where(shown, images, fills))
         points.append(answer.gather(1, targets[:, None])[:, 0].exp().cpu())
@@ -45,3 +41,33 @@ def perturbation_curve(
 def area(curve: Tensor) -> Tensor:
     """Area under curves (B, steps + 1) by the trapezoid rule, over a share axis from 0 to 1: (B,)."""
     return (curve[:, 1:] + curve[:, :-1]).mean(dim=1) / 2
+
+
+def ranks_of(maps: Tensor) -> Tensor:
+    """Place of every position (B, 1, H, W), int64, the most salient at 0; ties stand in the order of reading."""
+    order = maps.flatten(1).float().argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places).reshape(maps.shape)
+
+
+@torch.no_grad()
+def drop_and_increase(ask: Ask, images: Tensor, maps: Tensor, targets: Tensor, fills: Tensor) -> tuple[Tensor, Tensor]:
+    """How the class fares when the image is seen through the map alone (Chattopadhay et al., 2018, Grad-CAM++).
+
+    Args:
+        ask: log-probabilities of images.
+        images: (B, C, H, W).
+        maps: saliency (B, 1, H, W); each is brought to [0, 1] by its own range, a constant map hides everything.
+        targets: class indices (B,).
+        fills: what stands for a hidden pixel (B, C, H, W).
+
+    Returns:
+        The drop in probability as a share of the probability on the image (B,), in [0, 1]: the lower the better; and whether
+        it rose (B,), 0 or 1. Both on the CPU.
+    """
+    low, high = maps.amin(dim=(1, 2, 3), keepdim=True), maps.amax(dim=(1, 2, 3), keepdim=True)
+    seen = (maps - low) / (high - low).clamp_min(1e-12)
+    before, after = (
+        ask(shown).gather(1, targets[:, None])[:, 0].exp() for shown in (images, fills + seen * (images - fills))
+    )
+    return ((before - after).clamp_min(0) / before.clamp_min(1e-12)).cpu(), (after > before).float().cpu()

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -116,12 +115,3 @@ def table(scores: Mapping[str, Scores]) -> pd.DataFrame:
             row |= {"pointing ↑": float(one.pointing.mean()), "share inside ↑": float(one.share.mean())}
         rows[name] = row | {"ms/image ↓": 1e3 * one.seconds}
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def paired_interval(differences: Tensor, repeats: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of paired differences (N,), with its bootstrap 95 % interval over images."""
-    values = differences.double().numpy()
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(0, len(values), (repeats, len(values)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)

@@ -20,9 +20,10 @@ from captum_attnkd.evaluation.baselines import (
     random_map,
     saliency,
 )  # fmt: skip
-from captum_attnkd.evaluation.comparison import compare, paired_interval, table
+from captum_attnkd.evaluation.comparison import compare, table
 from captum_attnkd.evaluation.datasets.digits import ScatteredDigits, scattered_digits, train_digit_net
 from captum_attnkd.evaluation.localisation import pointing_game
+from captum_attnkd.evaluation.statistics import paired_interval
 from torch.utils.data import DataLoader, TensorDataset
 
 from captum_attnkd import AttentiveKDAttribution

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from captum_attnkd.evaluation import baselines, fills
-from captum_attnkd.evaluation.comparison import compare, paired_interval, table
+from captum_attnkd.evaluation.comparison import compare, table
 from captum_attnkd.evaluation.faithfulness import area, perturbation_curve
 from captum_attnkd.evaluation.localisation import pointing_game, saliency_share
 from torch import Tensor
@@ -107,14 +107,3 @@ def test_a_comparison_ranks_a_perfect_map_before_chance_and_chance_before_the_re
         perfect, chance, reverse = (better * rows[column]).tolist()
         assert perfect > chance >= reverse, column
     assert scores["perfect"].pointing.tolist() == [1.0] * 12
-
-
-def test_a_paired_interval_holds_the_mean_and_narrows_with_more_images() -> None:
-    differences = torch.randn(4000, generator=torch.Generator().manual_seed(2)) + 0.3
-    mean, low, high = paired_interval(differences)
-    assert low < mean < high
-    assert mean == pytest.approx(float(differences.mean()), abs=1e-6)
-    # The normal distribution's own interval, a bootstrap's should be close to it.
-    assert (high - low) / 2 == pytest.approx(1.96 * float(differences.std()) / 4000**0.5, rel=0.1)
-    _, low_of_few, high_of_few = paired_interval(differences[:40])
-    assert high_of_few - low_of_few > 5 * (high - low)

@@ -246,7 +246,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         with torch.no_grad():
             seen, answer = self._see(surrogate, images, extra)
             if wanted is None:
-                wanted = (self._target.log_probabilities(images, *extra) if answer is None else answer).argmax(dim=1)
+                wanted = self._answer(answer, images, extra).argmax(dim=1)
             if rivals is not None and bool((rivals.to(wanted.device) == wanted).any()):
                 raise InputError("versus names the class that is explained; a rival must be another class")
             query = Query(
@@ -280,9 +280,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         extra = _extra(additional_forward_args)
         with torch.no_grad():
             seen, answer = self._see(surrogate, images, extra)
-            if answer is None:
-                answer = self._target.log_probabilities(images, *extra)
-            return Agreement.between(answer, seen.logits.float().log_softmax(dim=1))
+            return Agreement.between(self._answer(answer, images, extra), seen.logits.float().log_softmax(dim=1))
 
     @property
     def classes(self) -> int:
@@ -449,6 +447,10 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             raise InputError(
                 f"images of {tuple(images.shape[1:])} do not pass through the networks, which were fitted on {fitted}: {error}"
             ) from error
+
+    def _answer(self, known: Tensor | None, images: Tensor, extra: tuple[Any, ...]) -> Tensor:
+        """The model's log-probabilities (B, K): at hand from a grafted pass, else asked for."""
+        return self._target.log_probabilities(images, *extra) if known is None else known
 
 
 def _unpacked(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, bool]:

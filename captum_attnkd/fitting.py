@@ -160,7 +160,8 @@ class Fit:
             self._release()
 
     def _run(self) -> FitReport:
-        surrogate, settings, ask, judge = self.surrogate.to(self.device), self.settings, self._ask(), self._judge()
+        surrogate, settings = self.surrogate.to(self.device), self.settings
+        ask, judge = self.target.log_probabilities, self._judge()
         self._resume()
         pixels = Pixels(self.found.mean.to(self.device), self.found.deviation.to(self.device))
         validation = Validation(
@@ -259,12 +260,9 @@ class Fit:
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
-    def _ask(self) -> Ask:
-        return self.target.log_probabilities
-
     def _judge(self) -> Ask:
         if self.differentiable:
-            return self._ask()
+            return self.target.log_probabilities
         student = self.surrogate.student
         return lambda images: student(images)[0].logits.log_softmax(dim=1)
 

@@ -75,5 +75,6 @@ class Surrogate(nn.Module):
 
     def prior(self, seen: StudentOutput, query: Query) -> Tensor:
         """The class activation map that the explanation network starts from: standardised (B, Q, h, w), deepest level."""
-        _, posterior = self.student.testimony(seen, query.positive, query.negative)
+        deepest = len(seen.attended) - 1
+        _, posterior = self.student.testimony(seen, query.positive, query.negative, deepest)
         return standardise(posterior)

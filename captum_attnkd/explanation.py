@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 QUERY_WIDTH = 16  # channels of the query decoder
 FIRST_EXTENT = math.log(0.1)  # before fitting, a tenth of the image
+EDGES_ONLY = 56  # longer sides: a level that only sharpens, narrow and without the class's evidence
 SOFTNESS = 0.2  # width of a mask's border, in deviations of its logits; the same when the judge sees it in fitting
 
 
@@ -67,16 +68,23 @@ class ExplanationNetwork(nn.Module):
     def __init__(self, channels: Sequence[int], sizes: Sequence[tuple[int, int]], groups: int = 8) -> None:
         super().__init__()
         self.groups = groups
-        widths = [48 if max(size) <= 16 else 32 for size in sizes]
+        widths = [48 if max(size) <= 16 else 32 if max(size) <= EDGES_ONLY else 16 for size in sizes]
         self.lateral = nn.ModuleList(nn.Conv2d(c + 1, w, 1) for c, w in zip(channels, widths, strict=True))
         self.smooth = nn.ModuleList(_block(w) for w in widths)
         # From a deeper level to the next finer one, narrowed before it is enlarged.
         self.rise = nn.ModuleList(nn.Conv2d(deep, w, 1) for w, deep in pairwise(widths))
-        self.key = nn.ModuleList(nn.Conv2d(w, w, 1) for w in widths)
+        # Where a class is, levels of moderate size say; at the finest, with most of the cost, it only remains where edges run.
+        self._asks = asks = [max(size) <= EDGES_ONLY for size in sizes]
+        self.key = nn.ModuleList(
+            nn.Conv2d(w, w, 1) if ask else nn.Identity() for w, ask in zip(widths, asks, strict=True)
+        )
         self.context = nn.ModuleList(nn.Conv2d(w, QUERY_WIDTH, 1) for w in widths)
         # The prior at first, later what came from the deeper level; the class's evidence; likeness per group.
         below = [QUERY_WIDTH] * (len(widths) - 1) + [1]
-        self.query = nn.ModuleList(nn.Conv2d(channels + 1 + groups, QUERY_WIDTH, 3, padding=1) for channels in below)
+        self.query = nn.ModuleList(
+            nn.Conv2d(channels + (1 + groups if ask else 0), QUERY_WIDTH, 3, padding=1)
+            for channels, ask in zip(below, asks, strict=True)
+        )
         self.certainty = nn.Linear(1, QUERY_WIDTH)
         self.readout = nn.Conv2d(QUERY_WIDTH, 1, 1)
         self.extent = nn.Linear(2 * QUERY_WIDTH, 1)
@@ -104,8 +112,10 @@ class ExplanationNetwork(nn.Module):
         for level in reversed(range(len(scenes))):
             scene = scenes[level]
             size = (scene.shape[-2], scene.shape[-1])
-            likeness = self._likeness(self.key[level](scene), weights, (posterior.shape[-2], posterior.shape[-1]))
-            looks = [resized(below, size), standardise(evidence[level]).flatten(0, 1)[:, None], likeness.flatten(0, 1)]
+            looks = [resized(below, size)]
+            if self._asks[level]:
+                likeness = self._likeness(self.key[level](scene), weights, (posterior.shape[-2], posterior.shape[-1]))
+                looks += [standardise(evidence[level]).flatten(0, 1)[:, None], likeness.flatten(0, 1)]
             context = self.context[level](scene).repeat_interleave(queries, dim=0)
             hidden = self.query[level](torch.cat(looks, dim=1)) + context
             if level == len(scenes) - 1:

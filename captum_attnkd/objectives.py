@@ -41,6 +41,7 @@ class Distillation(nn.Module):
             start, and its attention learns nothing.
         mirror: whether images are mirrored at random.
         fast: context for passes without a gradient.
+        fast_trained: context for the trunk's pass where the trunk is taught.
     """
 
     def __init__(
@@ -53,9 +54,10 @@ class Distillation(nn.Module):
         attention_charge: float = 0.1,
         mirror: bool = False,
         fast: Context = nullcontext,
+        fast_trained: Context = nullcontext,
     ) -> None:
         super().__init__()
-        self._mirror, self._fast = mirror, fast
+        self._mirror, self._fast, self._fast_trunk = mirror, fast, fast if student.grafted else fast_trained
         self.student = student
         self._target, self._pixels = target, pixels
         self._temperature, self._supervision, self._charge = temperature, supervision, attention_charge
@@ -69,7 +71,7 @@ class Distillation(nn.Module):
 
     def loss(self, shown: Tensor) -> Tensor:
         """How far the student is from the target on the images (B, C, H, W) shown to both: a scalar."""
-        seen, wanted = self.student(shown, fast=self._fast if self.student.grafted else nullcontext)
+        seen, wanted = self.student(shown, fast=self._fast_trunk)
         if wanted is None:
             with torch.no_grad(), self._fast():
                 wanted = self._target(shown)

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .baselines import Explainer
+from .explainers import Explainer
 from .faithfulness import Ask, area, perturbation_curve
 from .fills import FILLS, UNSEEN
 from .localisation import pointing_game, saliency_share

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .faithfulness import ranks_of
+
 
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
     """Whether each map's maximum lies inside its object (Zhang et al., 2018): (B,), float32, 0 or 1.
@@ -28,6 +30,19 @@ def saliency_share(maps: Tensor, masks: Tensor) -> Tensor:
     _refuse_empty(masks)
     positive = maps[:, 0].clamp_min(0)
     return (positive * masks).sum(dim=(1, 2)) / positive.sum(dim=(1, 2)).clamp_min(1e-12)
+
+
+def relevance_rank(maps: Tensor, masks: Tensor) -> Tensor:
+    """Share of the object's K pixels among the map's K highest (Arras et al., 2022): (B,), in [0, 1].
+
+    Args:
+        maps: saliency (B, 1, H, W); ties stand in the order of reading.
+        masks: where the objects are (B, H, W), bool; none may be empty.
+    """
+    _refuse_empty(masks)
+    sizes = masks.flatten(1).sum(dim=1)
+    among = ranks_of(maps)[:, 0].flatten(1) < sizes[:, None]
+    return (among & masks.flatten(1)).sum(dim=1) / sizes
 
 
 def _refuse_empty(masks: Tensor) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import matplotlib
 import torch
 import torch.nn.functional as F
-from captum_attnkd.evaluation.baselines import grad_cam, integrated_gradients
 from captum_attnkd.evaluation.comparison import compare, table, timed
+from captum_attnkd.evaluation.explainers import grad_cam, integrated_gradients
 from captum_attnkd.evaluation.fills import UNSEEN
 from captum_attnkd.evaluation.statistics import paired_interval
 from PIL import Image

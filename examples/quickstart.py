@@ -12,7 +12,9 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from captum_attnkd.evaluation.baselines import (
+from captum_attnkd.evaluation.comparison import compare, table
+from captum_attnkd.evaluation.datasets.digits import ScatteredDigits, scattered_digits, train_digit_net
+from captum_attnkd.evaluation.explainers import (
     centre_prior,
     grad_cam,
     integrated_gradients,
@@ -20,8 +22,6 @@ from captum_attnkd.evaluation.baselines import (
     random_map,
     saliency,
 )  # fmt: skip
-from captum_attnkd.evaluation.comparison import compare, table
-from captum_attnkd.evaluation.datasets.digits import ScatteredDigits, scattered_digits, train_digit_net
 from captum_attnkd.evaluation.localisation import pointing_game
 from captum_attnkd.evaluation.statistics import paired_interval
 from torch.utils.data import DataLoader, TensorDataset

@@ -1,0 +1,276 @@
+"""What our maps are compared with: others' methods behind one call, and controls that any method must beat.
+
+An explainer is a function (images (B, C, H, W), classes (B,)) -> saliency (B, 1, H, W), float32, the higher the more relevant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from captum.attr import (
+    DeepLift,
+    GradientShap,
+    GuidedBackprop,
+    GuidedGradCam,
+    InputXGradient,
+    IntegratedGradients,
+    KernelShap,
+    LayerGradCam,
+    Lime,
+    NoiseTunnel,
+    Occlusion,
+    Saliency,
+)
+from torch import Tensor, nn
+
+from captum_attnkd.perturbation import blurred
+
+Explainer = Callable[[Tensor, Tensor], Tensor]
+
+
+def _magnitude(attributions: Tensor) -> Tensor:
+    """One value a pixel: absolute values summed over channels."""
+    return attributions.detach().float().abs().sum(dim=1, keepdim=True)
+
+
+def _fresh(images: Tensor) -> Tensor:
+    # Captum warns of, and marks, images that carry no gradient.
+    return images.detach().clone().requires_grad_()
+
+
+# -- gradients -----------------------------------------------------------------------------------------------------------
+
+
+def saliency(model: nn.Module) -> Explainer:
+    """Absolute input gradients (Simonyan et al., 2014), summed over channels."""
+    method = Saliency(model)
+    return lambda images, classes: _magnitude(method.attribute(_fresh(images), target=classes))
+
+
+def input_x_gradient(model: nn.Module) -> Explainer:
+    """Input times gradient (Shrikumar et al., 2016), absolute values summed over channels."""
+    method = InputXGradient(model)
+    return lambda images, classes: _magnitude(method.attribute(_fresh(images), target=classes))
+
+
+def integrated_gradients(model: nn.Module, steps: int = 50, batch: int = 200) -> Explainer:
+    """Integrated gradients (Sundararajan et al., 2017) from a zero baseline, absolute values summed over channels."""
+    method = IntegratedGradients(model)
+    return lambda images, classes: _magnitude(
+        method.attribute(images, target=classes, n_steps=steps, internal_batch_size=max(batch, len(images)))
+    )
+
+
+def smooth_grad(model: nn.Module, samples: int = 25, noise: float = 0.15, batch: int = 50) -> Explainer:
+    """SmoothGrad (Smilkov et al., 2017): mean gradients under noise of a share `noise` of the images' range."""
+    method = NoiseTunnel(Saliency(model))
+
+    def explain(images: Tensor, classes: Tensor) -> Tensor:
+        spread = float(noise * (images.max() - images.min()))
+        found = method.attribute(
+            _fresh(images), nt_samples=samples, nt_samples_batch_size=max(1, batch // len(images)), stdevs=spread,
+            nt_type="smoothgrad", target=classes,
+        )  # fmt: skip
+        return _magnitude(found)
+
+    return _seeded(explain)
+
+
+def gradient_shap(model: nn.Module, samples: int = 20) -> Explainer:
+    """GradientShap (Lundberg & Lee, 2017) against black and the data's zero, absolute values summed over channels."""
+    method = GradientShap(model)
+
+    def explain(images: Tensor, classes: Tensor) -> Tensor:
+        baselines = torch.stack([torch.zeros_like(images[0]), torch.full_like(images[0], float(images.min()))])
+        found = [
+            method.attribute(image, baselines, n_samples=samples, target=int(wanted))
+            for image, wanted in zip(_fresh(images).split(1), classes, strict=True)
+        ]
+        return _magnitude(torch.cat(found))
+
+    return _seeded(explain)
+
+
+def deep_lift(model: nn.Module) -> Explainer:
+    """DeepLift (Shrikumar et al., 2017) from a zero baseline, absolute values summed over channels."""
+    method = DeepLift(model)
+    return lambda images, classes: _magnitude(method.attribute(_fresh(images), target=classes))
+
+
+def guided_backprop(model: nn.Module) -> Explainer:
+    """Guided backpropagation (Springenberg et al., 2015), absolute values summed over channels."""
+    method = GuidedBackprop(model)
+    return lambda images, classes: _magnitude(method.attribute(_fresh(images), target=classes))
+
+
+# -- class activation maps -----------------------------------------------------------------------------------------------
+
+
+def grad_cam(model: nn.Module, layer: nn.Module) -> Explainer:
+    """Grad-CAM (Selvaraju et al., 2017) at a layer, rectified, enlarged bilinearly."""
+    method = LayerGradCam(model, layer)
+
+    def explain(images: Tensor, classes: Tensor) -> Tensor:
+        coarse = method.attribute(images, classes, relu_attributions=True).detach().float()
+        return F.interpolate(coarse, size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+    return explain
+
+
+def guided_grad_cam(model: nn.Module, layer: nn.Module) -> Explainer:
+    """Guided Grad-CAM (Selvaraju et al., 2017): Grad-CAM times guided backpropagation."""
+    method = GuidedGradCam(model, layer)
+    return lambda images, classes: _magnitude(method.attribute(_fresh(images), target=classes))
+
+
+def pytorch_grad_cam(name: str, model: nn.Module, layer: nn.Module, **settings: Any) -> Explainer:
+    """A class activation map of the package `grad-cam` by its class's name.
+
+    Args:
+        name: for instance "LayerCAM".
+        model: as everywhere.
+        layer: where the map is taken.
+        settings: attributes to set on the method, for instance its batch size.
+    """
+    import pytorch_grad_cam as package
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    def explain(images: Tensor, classes: Tensor) -> Tensor:
+        # It calls `backward`, which would write into the gradients of the user's parameters.
+        # Its bars of progress would run through ours.
+        quiet = contextlib.redirect_stderr(io.StringIO())
+        with _frozen(model), quiet, getattr(package, name)(model, [layer]) as method, torch.enable_grad():
+            for key, value in settings.items():
+                setattr(method, key, value)
+            found = method(
+                input_tensor=_fresh(images), targets=[ClassifierOutputTarget(int(wanted)) for wanted in classes]
+            )
+        return torch.as_tensor(np.asarray(found), dtype=torch.float32)[:, None].to(images.device)
+
+    return explain
+
+
+# -- perturbation ----------------------------------------------------------------------------------------------------------
+
+
+def occlusion(model: nn.Module, window: int, stride: int) -> Explainer:
+    """Occlusion (Zeiler & Fergus, 2014) with a square zero window, in pixels; negative values dropped."""
+    method = Occlusion(model)
+
+    def explain(images: Tensor, classes: Tensor) -> Tensor:
+        with torch.no_grad():
+            found = method.attribute(
+                images, (images.shape[1], window, window), strides=(images.shape[1], stride, stride), target=classes
+            )
+        return found.float().sum(dim=1, keepdim=True).clamp_min(0)
+
+    return explain
+
+
+def superpixels(images: Tensor, count: int) -> Tensor:
+    """About `count` superpixels an image by SLIC: indices (B, 1, H, W), int64, from 0."""
+    from skimage.segmentation import slic
+
+    found = []
+    for image in images:
+        low, high = image.amin(), image.amax()
+        pixels = ((image - low) / (high - low).clamp_min(1e-12)).permute(1, 2, 0).cpu().numpy()
+        found.append(torch.from_numpy(slic(pixels, n_segments=count, compactness=10, start_label=0, channel_axis=2)))
+    return torch.stack(found)[:, None].to(images.device)
+
+
+def on_superpixels(method: KernelShap | Lime, samples: int, count: int, batch: int = 50) -> Explainer:
+    """KernelShap (Lundberg & Lee, 2017) or Lime (Ribeiro et al., 2016) on superpixels, an image at a time; signed."""
+
+    def explain(images: Tensor, classes: Tensor) -> Tensor:
+        parts = superpixels(images, count)
+        found = [
+            method.attribute(
+                images[i : i + 1], target=int(classes[i]), feature_mask=parts[i : i + 1].expand_as(images[i : i + 1]),
+                n_samples=samples, perturbations_per_eval=batch,
+            )
+            for i in range(len(images))
+        ]  # fmt: skip
+        return torch.cat(found).detach().float().mean(dim=1, keepdim=True)
+
+    return _seeded(explain)
+
+
+def kernel_shap(model: nn.Module, samples: int = 300, count: int = 50) -> Explainer:
+    """KernelShap on about `count` superpixels."""
+    return on_superpixels(KernelShap(model), samples, count)
+
+
+def lime(model: nn.Module, samples: int = 300, count: int = 50) -> Explainer:
+    """Lime on about `count` superpixels."""
+    return on_superpixels(Lime(model), samples, count)
+
+
+# -- controls --------------------------------------------------------------------------------------------------------------
+
+
+def blurred_grad_cam(model: nn.Module, layer: nn.Module, resolution: int = 56) -> Explainer:
+    """Grad-CAM enlarged smoothly: what a finer grid alone gives, without finer knowledge."""
+    inner = grad_cam(model, layer)
+
+    def explain(images: Tensor, classes: Tensor) -> Tensor:
+        return blurred(inner(images, classes), max(images.shape[-2:]) / resolution * 2)
+
+    return explain
+
+
+def edges(images: Tensor, classes: Tensor) -> Tensor:
+    """Strength of edges (Sobel), softened: what the image alone tells, whatever the model."""
+    grey = images.float().mean(dim=1, keepdim=True)
+    slope = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=images.device)
+    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    across, down = (F.conv2d(padded, kernel[None, None]) for kernel in (slope, slope.T))
+    return blurred((across**2 + down**2).sqrt(), 1.5)
+
+
+def centre_prior(images: Tensor, classes: Tensor) -> Tensor:
+    """The same hill in the middle of every image: what a photographer's habit alone gives."""
+    rows, columns = (torch.linspace(-1, 1, side, device=images.device) for side in images.shape[-2:])
+    hill = torch.exp(-2 * (rows[:, None] ** 2 + columns[None] ** 2))
+    return hill.expand(len(images), 1, *hill.shape).contiguous()
+
+
+def random_map(images: Tensor, classes: Tensor) -> Tensor:
+    """Noise, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(len(images), 1, *images.shape[-2:], generator=generator).to(images)
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Parameters that take no gradient, until they are as they were."""
+    taught = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in taught:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in taught:
+            parameter.requires_grad_(True)
+
+
+def _seeded(explain: Explainer, seed: int = 0) -> Explainer:
+    """The same draws at every call, and the global generators as they were."""
+
+    def explained(images: Tensor, classes: Tensor) -> Tensor:
+        state = np.random.get_state()
+        try:
+            with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
+                torch.manual_seed(seed)
+                np.random.seed(seed)
+                return explain(images, classes)
+        finally:
+            np.random.set_state(state)
+
+    return explained

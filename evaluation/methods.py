@@ -1,0 +1,171 @@
+"""The methods of a study, each a few declarative lines. One of yours: `module:object`, a `Method` or a function of a `Subject`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from captum_attnkd.objectives import Pixels
+
+from . import explainers, perturbing
+from .explainers import Explainer
+from .subject import Subject
+
+Kind = Literal["ours", "gradients", "class activation", "perturbation", "optimised", "control"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of a study.
+
+    Attributes:
+        name: on the command line and in tables.
+        kind: group in tables.
+        build: from the subject, and the settings by keyword, to an explainer.
+        settings: what its maps depend on beside model and image; part of the cache's key.
+        learned: whether its maps also depend on our surrogate.
+        one_pass: whether it costs about one forward and at most one backward pass an image.
+        at_once: whether it must see all images of a study together, so that their maps depend on all of them.
+    """
+
+    name: str
+    kind: Kind
+    build: Callable[..., Explainer]
+    settings: dict[str, Any] = field(default_factory=dict)
+    learned: bool = False
+    one_pass: bool = False
+    at_once: bool = False
+
+    def on(self, subject: Subject) -> Explainer:
+        """The explainer of a subject's model."""
+        return self.build(subject, **self.settings)
+
+
+def _of_model(make: Callable[..., Explainer]) -> Callable[..., Explainer]:
+    return lambda subject, **settings: make(subject.model, **settings)
+
+
+def _of_layer(make: Callable[..., Explainer]) -> Callable[..., Explainer]:
+    def build(subject: Subject, **settings: Any) -> Explainer:
+        return make(subject.model, _layer(subject), **settings)
+
+    return build
+
+
+def _of_package(name: str) -> Callable[..., Explainer]:
+    def build(subject: Subject, **settings: Any) -> Explainer:
+        return explainers.pytorch_grad_cam(name, subject.model, _layer(subject), **settings)
+
+    return build
+
+
+def _layer(subject: Subject) -> nn.Module:
+    if subject.layer is None:
+        raise ValueError("the model has no layer with a spatial extent; name one with --layer")
+    return subject.layer
+
+
+def _ours(subject: Subject) -> Explainer:
+    surrogate = subject.surrogate
+    if surrogate is None:
+        raise ValueError("our method needs a fitted surrogate: fit one, or name its file with --surrogate")
+    return lambda images, classes: surrogate.saliency(images, target=classes)
+
+
+def _mean_of_ours(subject: Subject) -> Explainer:
+    ours = _ours(subject)
+
+    def explain(images: Tensor, classes: Tensor) -> Tensor:
+        parts = [ours(x, t) for x, t in zip(images.split(subject.batch), classes.split(subject.batch), strict=True)]
+        return torch.cat(parts).mean(dim=0, keepdim=True).expand(len(images), -1, -1, -1).contiguous()
+
+    return explain
+
+
+def _occlusion(subject: Subject, window: float, stride: float) -> Explainer:
+    def explain(images: Tensor, classes: Tensor) -> Tensor:
+        side = min(images.shape[-2:])
+        sizes = (max(round(window * side), 1), max(round(stride * side), 1))
+        return explainers.occlusion(subject.model, *sizes)(images, classes)
+
+    return explain
+
+
+def _optimised(subject: Subject, **settings: Any) -> Explainer:
+    pixels = Pixels(subject.mean.to(subject.device), subject.deviation.to(subject.device))
+    return perturbing.optimised_masks(subject.model, pixels, **settings)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("ours", "ours", _ours, learned=True, one_pass=True),
+        Method("saliency", "gradients", _of_model(explainers.saliency), one_pass=True),
+        Method("input-x-gradient", "gradients", _of_model(explainers.input_x_gradient), one_pass=True),
+        Method("integrated-gradients", "gradients", _of_model(explainers.integrated_gradients), {"steps": 50}),
+        Method("smooth-grad", "gradients", _of_model(explainers.smooth_grad), {"samples": 25, "noise": 0.15}),
+        Method("gradient-shap", "gradients", _of_model(explainers.gradient_shap), {"samples": 20}),
+        Method("deep-lift", "gradients", _of_model(explainers.deep_lift), one_pass=True),
+        Method("guided-backprop", "gradients", _of_model(explainers.guided_backprop), one_pass=True),
+        Method("guided-grad-cam", "gradients", _of_layer(explainers.guided_grad_cam), one_pass=True),
+        Method("grad-cam", "class activation", _of_layer(explainers.grad_cam), one_pass=True),
+        Method("grad-cam++", "class activation", _of_package("GradCAMPlusPlus"), one_pass=True),
+        Method("layer-cam", "class activation", _of_package("LayerCAM"), one_pass=True),
+        Method("eigen-cam", "class activation", _of_package("EigenCAM"), one_pass=True),
+        Method("score-cam", "class activation", _of_package("ScoreCAM"), {"batch_size": 50}),
+        Method("occlusion", "perturbation", _occlusion, {"window": 1 / 8, "stride": 1 / 16}),
+        Method("kernel-shap", "perturbation", _of_model(explainers.kernel_shap), {"samples": 300, "count": 50}),
+        Method("lime", "perturbation", _of_model(explainers.lime), {"samples": 300, "count": 50}),
+        Method("rise", "perturbation", _of_model(perturbing.rise), {"masks": 1000}),
+        Method("optimised", "optimised", _optimised, {"steps": 60, "resolution": 28}),
+        Method("blurred-grad-cam", "control", _of_layer(explainers.blurred_grad_cam), one_pass=True),
+        Method("mean-map", "control", _mean_of_ours, learned=True, one_pass=True, at_once=True),
+        Method("edges", "control", lambda subject: explainers.edges, one_pass=True),
+        Method("centre", "control", lambda subject: explainers.centre_prior, one_pass=True),
+        Method("random", "control", lambda subject: explainers.random_map, one_pass=True),
+    )
+}
+
+
+def find_method(name: str) -> Method:
+    """A method by its name, or one of the user's as `module:object`.
+
+    Raises:
+        ValueError: there is none of that name; the nearest names are told.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if ":" in name:
+        found = imported(name)
+        if isinstance(found, Method):
+            return found
+        if callable(found):
+            return Method(name, "perturbation", found)
+        raise ValueError(f"{name} is a {type(found).__name__}; a Method, or a function of a Subject, was expected")
+    raise ValueError(unknown("method", name, list(METHODS)))
+
+
+def imported(name: str) -> Any:
+    """What `module:object` names.
+
+    Raises:
+        ValueError: there is no such module or object.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name} cannot be imported: {error}") from error
+
+
+def unknown(what: str, name: str, known: list[str]) -> str:
+    """What to say of a name that is not known."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    meant = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"there is no {what} {name!r}{meant} Known: {', '.join(known)}"

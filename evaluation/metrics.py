@@ -1,0 +1,201 @@
+"""The metrics of a study: what is measured of maps, an image at a time, and which way is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .explainers import Explainer
+from .faithfulness import area, drop_and_increase, perturbation_curve
+from .fills import FILLS, UNSEEN, grey
+from .localisation import pointing_game, relevance_rank, saliency_share
+from .methods import imported, unknown
+from .road import road_curve
+from .subject import Subject
+
+Family = Literal["faithfulness", "localisation", "complexity", "robustness", "randomisation"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a metric is given: one method's maps of all images of a study.
+
+    Attributes:
+        subject: the model that is explained.
+        images: (N, C, H, W).
+        targets: classes that were asked about (N,).
+        maps: saliency (N, 1, H, W).
+        explain: the method itself, for metrics that ask it again.
+        masks: where each class's object is (N, H, W), bool; or None.
+        parts: where what tells the class from its rival is (N, H, W), bool; or None.
+    """
+
+    subject: Subject
+    images: Tensor
+    targets: Tensor
+    maps: Tensor
+    explain: Explainer
+    masks: Tensor | None = None
+    parts: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a metric found.
+
+    Attributes:
+        scores: by column (N,), float32; NaN for images of which nothing can be said, such as those without a mask.
+        curves: by column (N, points), for figures.
+        better: by column, "higher" or "lower"; only columns that are named stand in tables.
+    """
+
+    scores: dict[str, Tensor]
+    better: dict[str, str]
+    curves: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a study.
+
+    Attributes:
+        name: on the command line.
+        family: faithfulness and localisation stand in tables of their own.
+        measure: what it does.
+        settings: what its scores depend on beside maps, model and images; part of the cache's key.
+        needs: "masks", "parts" or None: what the images must come with.
+        asks_method: whether it asks the method for further maps, which costs as much as the method does.
+    """
+
+    name: str
+    family: Family
+    measure: Callable[..., Measured]
+    settings: dict[str, Any] = field(default_factory=dict)
+    needs: Literal["masks", "parts"] | None = None
+    asks_method: bool = False
+
+    def of(self, case: Case) -> Measured:
+        """Measure, and refuse what is not one number an image.
+
+        Raises:
+            ValueError: the images lack what the metric needs, or it answered with other than N numbers.
+        """
+        if self.needs is not None and getattr(case, self.needs) is None:
+            raise ValueError(f"needs {self.needs}, which these images do not come with")
+        measured = self.measure(case, **self.settings)
+        for name, values in measured.scores.items():
+            if values.shape != (len(case.images),):
+                raise ValueError(f"{name}: {tuple(values.shape)} numbers for {len(case.images)} images")
+        return measured
+
+
+# -- faithfulness ------------------------------------------------------------------------------------------------------------
+
+
+def _curves(case: Case, insert: bool, steps: int) -> dict[str, Tensor]:
+    """Curves per fill (N, steps + 1). The same fills for every method: they depend on images and seed alone."""
+    subject, found = case.subject, {}
+    for fill, make in FILLS.items():
+        drawn = torch.Generator().manual_seed(subject.seed)
+        replaced = make(case.images, subject.mean, subject.deviation, drawn)
+        parts = zip(*(t.split(subject.batch) for t in (case.images, case.maps, case.targets, replaced)), strict=True)
+        curves = [perturbation_curve(subject.ask, x, m, t, r, insert, steps) for x, m, t, r in parts]
+        found[fill] = torch.cat(curves)
+    return found
+
+
+def _faithful(case: Case, steps: int) -> Measured:
+    inserted, deleted = _curves(case, True, steps), _curves(case, False, steps)
+    insertion = {fill: area(curve) for fill, curve in inserted.items()}
+    deletion = {fill: area(curve) for fill, curve in deleted.items()}
+    gap = {fill: insertion[fill] - deletion[fill] for fill in FILLS}
+    scores = {
+        "insertion": torch.stack(list(insertion.values())).mean(dim=0),
+        "deletion": torch.stack(list(deletion.values())).mean(dim=0),
+        "insertion less deletion": torch.stack(list(gap.values())).mean(dim=0),
+        "insertion less deletion, unseen fills": torch.stack([gap[fill] for fill in UNSEEN]).mean(dim=0),
+    }
+    for fill in FILLS:
+        scores |= {f"insertion, {fill}": insertion[fill], f"deletion, {fill}": deletion[fill]}
+    better = {name: "lower" if name.startswith("deletion") else "higher" for name in list(scores)[:4]}
+    curves = {f"insertion, {fill}": curve for fill, curve in inserted.items()}
+    curves |= {f"deletion, {fill}": curve for fill, curve in deleted.items()}
+    return Measured(scores, better, curves)
+
+
+def _road(case: Case) -> Measured:
+    curves = {}
+    for name, most_first in (("ROAD, most relevant first", True), ("ROAD, least relevant first", False)):
+        drawn = torch.Generator().manual_seed(case.subject.seed)
+        parts = zip(*(t.split(case.subject.batch) for t in (case.images, case.maps, case.targets)), strict=True)
+        curves[name] = torch.cat([road_curve(case.subject.ask, x, m, t, most_first, drawn) for x, m, t in parts])
+    better = dict(zip(curves, ("lower", "higher"), strict=True))
+    return Measured({name: curve.mean(dim=1) for name, curve in curves.items()}, better, curves)
+
+
+def _drop(case: Case) -> Measured:
+    subject = case.subject
+    fills = grey(case.images, subject.mean, subject.deviation, torch.Generator())
+    parts = zip(*(t.split(subject.batch) for t in (case.images, case.maps, case.targets, fills)), strict=True)
+    drops, rises = zip(*(drop_and_increase(subject.ask, x, m, t, f) for x, m, t, f in parts), strict=True)
+    scores = {"average drop": torch.cat(drops), "increase in confidence": torch.cat(rises)}
+    return Measured(scores, {"average drop": "lower", "increase in confidence": "higher"})
+
+
+# -- localisation ------------------------------------------------------------------------------------------------------------
+
+
+def _on_masks(
+    name: str, score: Callable[[Tensor, Tensor], Tensor], where: Literal["masks", "parts"] = "masks"
+) -> Callable[[Case], Measured]:
+    """A localisation score; images whose mask is empty have none."""
+
+    def measure(case: Case) -> Measured:
+        masks = getattr(case, where)
+        some = masks.flatten(1).any(dim=1)
+        found = torch.full((len(masks),), torch.nan)
+        if bool(some.any()):
+            found[some] = score(case.maps[some].cpu(), masks[some].cpu()).float()
+        return Measured({name: found}, {name: "higher"})
+
+    return measure
+
+
+OWN: tuple[Metric, ...] = (
+    Metric("insertion-deletion", "faithfulness", _faithful, {"steps": 10}),
+    Metric("road", "faithfulness", _road),
+    Metric("drop-increase", "faithfulness", _drop),
+    Metric("pointing", "localisation", _on_masks("pointing game", pointing_game), needs="masks"),
+    Metric("relevance-mass", "localisation", _on_masks("relevance mass", saliency_share), needs="masks"),
+    Metric("relevance-rank", "localisation", _on_masks("relevance rank", relevance_rank), needs="masks"),
+    Metric("part-hit", "localisation", _on_masks("discriminative part hit", pointing_game, "parts"), needs="parts"),
+    Metric("part-mass", "localisation", _on_masks("mass on that part", saliency_share, "parts"), needs="parts"),
+)
+
+
+def all_metrics() -> dict[str, Metric]:
+    """Ours and Quantus', by name."""
+    from .quantus_metrics import QUANTUS
+
+    return {metric.name: metric for metric in (*OWN, *QUANTUS)}
+
+
+def find_metric(name: str) -> Metric:
+    """A metric by its name, or one of the user's as `module:object`.
+
+    Raises:
+        ValueError: there is none of that name; the nearest names are told.
+    """
+    known = all_metrics()
+    if name in known:
+        return known[name]
+    if ":" in name:
+        found = imported(name)
+        if isinstance(found, Metric):
+            return found
+        raise ValueError(f"{name} is a {type(found).__name__}; a Metric was expected")
+    raise ValueError(unknown("metric", name, list(known)))

@@ -1,0 +1,95 @@
+"""Two explainers that pay with many queries: RISE, and masks optimised an image at a time with our own objective."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from captum_attnkd.explanation import resized, standardise
+from captum_attnkd.objectives import Pixels, kept_softly, through
+from captum_attnkd.perturbation import blended, random_fills, random_shift
+
+from .explainers import Explainer
+
+
+def rise(model: nn.Module, masks: int = 1000, cells: int = 7, share: float = 0.5, batch: int = 50) -> Explainer:
+    """RISE (Petsiuk et al., 2018): the mean of random masks, weighted by the class's probability behind them.
+
+    Args:
+        model: images -> logits.
+        masks: queries an image.
+        cells: of the coarse grid along each side.
+        share: of the cells that are kept.
+        batch: masks at a time.
+    """
+
+    @torch.no_grad()
+    def explain(images: Tensor, classes: Tensor) -> Tensor:
+        drawn = torch.Generator().manual_seed(0)
+        total = images.new_zeros(len(images), 1, *images.shape[-2:])
+        for start in range(0, masks, batch):
+            some = rise_masks(min(batch, masks - start), (images.shape[-2], images.shape[-1]), cells, share, drawn)
+            some = some.to(images)
+            for index, image in enumerate(images):
+                answer = model(image * some).float().softmax(dim=1)[:, classes[index]]
+                total[index, 0] += torch.einsum("n,nhw->hw", answer, some[:, 0])
+        return total / (masks * share)
+
+    return explain
+
+
+def rise_masks(count: int, size: tuple[int, int], cells: int, share: float, generator: torch.Generator) -> Tensor:
+    """Random grids (count, 1, H, W) in [0, 1], enlarged smoothly and shifted by less than a cell."""
+    steps = [-(-side // cells) for side in size]
+    grid = (torch.rand(count, 1, cells, cells, generator=generator) < share).float()
+    fields = resized(grid, ((cells + 1) * steps[0], (cells + 1) * steps[1]))
+    made = torch.empty(count, 1, *size)
+    for index in range(count):
+        top, left = (int(torch.randint(step, (), generator=generator)) for step in steps)
+        made[index] = fields[index, :, top : top + size[0], left : left + size[1]]
+    return made
+
+
+def optimised_masks(
+    model: nn.Module, pixels: Pixels, steps: int = 60, resolution: int = 28, rate: float = 0.1
+) -> Explainer:
+    """Mask logits of each image optimised by our own stage-2 objective: the ceiling of that objective, not of the truth.
+
+    Such masks fool the judge where an amortised network cannot: look at the fills they never saw.
+
+    Args:
+        model: images -> logits.
+        pixels: statistics for the fills.
+        steps: of the optimisation.
+        resolution: of the mask.
+        rate: learning rate.
+    """
+
+    def explain(images: Tensor, classes: Tensor) -> Tensor:
+        drawn = torch.Generator().manual_seed(0)
+        size = (images.shape[-2], images.shape[-1])
+        logits = 0.01 * torch.randn(len(images), 1, resolution, resolution, generator=drawn)
+        logits = logits.to(images).requires_grad_()
+        optimiser = torch.optim.Adam([logits], lr=rate)
+        both = torch.cat([classes, classes]).to(images.device)
+
+        def score(shown: Tensor) -> Tensor:
+            return model(shown).float().softmax(dim=1).gather(1, both[:, None])[:, 0]
+
+        with torch.enable_grad():
+            for _ in range(steps):
+                areas = torch.exp(torch.log(torch.tensor(0.02)) * torch.rand(len(images), generator=drawn))
+                keep = resized(kept_softly(standardise(logits), areas.clamp_max(0.95).to(images)), size)
+                fills = random_fills(images, pixels.mean, pixels.deviation, drawn)
+                shown = torch.cat([blended(keep, images, fills), blended(1 - keep, images, fills)])
+                _, carried = through(random_shift(shown, drawn), score)
+                kept, hidden = carried.chunk(2)
+                smooth = (logits[..., 1:] - logits[..., :-1]).abs().mean((1, 2, 3)) + (
+                    logits[..., 1:, :] - logits[..., :-1, :]
+                ).abs().mean((1, 2, 3))
+                optimiser.zero_grad()
+                (hidden - kept + 0.02 * smooth).sum().backward()
+                optimiser.step()
+        return resized(standardise(logits.detach()), size)
+
+    return explain

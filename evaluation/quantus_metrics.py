@@ -1,0 +1,184 @@
+"""Quantus' metrics, called one by one on maps that are already there, with its pitfalls fenced off.
+
+Quantus is asked for NumPy on the CPU, with the whole set at once, in evaluation mode. What it returns is checked to be one
+number an image; images without a mask are taken out first, since it counts them as hits. Its own ROAD, IROF and
+SmoothMPRT are not offered: they are wrong for RGB images or for explainers that are functions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .faithfulness import ranks_of
+from .metrics import Case, Measured, Metric
+from .subject import Subject
+
+_Make = Callable[[int, int], dict[str, Any]]  # a metric's settings for images of (H, W)
+_Of = Callable[[Tensor], Tensor]  # what is handed to it of maps (N, 1, H, W)
+
+
+def _as_it_is(maps: Tensor) -> Tensor:
+    return maps
+
+
+def _answers(name: str, make: _Make, case: Case, keep: Tensor | None = None, maps: Tensor | None = None) -> Any:
+    """What Quantus' metric `name` says of the images `keep` (N,), bool."""
+    import quantus
+
+    chosen = torch.ones(len(case.images), dtype=torch.bool) if keep is None else keep
+    subject = case.subject
+    height, width = case.images.shape[-2:]
+    state = np.random.get_state()
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.random.seed(subject.seed)
+        torch.manual_seed(subject.seed)
+        try:
+            metric = getattr(quantus, name)(
+                disable_warnings=True, display_progressbar=False, return_aggregate=False, **make(height, width)
+            )
+            return metric(
+                model=subject.model,
+                x_batch=_array(case.images[chosen]),
+                y_batch=_array(case.targets[chosen]),
+                a_batch=None if maps is None else _array(maps[chosen]),
+                s_batch=None if case.masks is None else _array(case.masks[chosen][:, None].float()),
+                channel_first=True,
+                softmax=True,
+                device=str(subject.device),
+                batch_size=subject.batch,
+                explain_func=_asked_again(case, subject),
+            )
+        finally:
+            np.random.set_state(state)
+
+
+def _asked_again(case: Case, subject: Subject) -> Callable[..., Any]:
+    def explain(model: Any, inputs: Any, targets: Any, **_: Any) -> Any:
+        images = torch.as_tensor(np.asarray(inputs), dtype=torch.float32)
+        classes = torch.as_tensor(np.asarray(targets)).reshape(-1).long()
+        parts = zip(images.split(subject.batch), classes.split(subject.batch), strict=True)
+        maps = [case.explain(x.to(subject.device), t.to(subject.device)).detach().cpu() for x, t in parts]
+        return torch.cat(maps).numpy()
+
+    return explain
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().numpy()
+
+
+def _plain(
+    name: str, better: str, make: _Make, of: _Of = _as_it_is, masks: bool = False, again: bool = False
+) -> Callable[[Case], Measured]:
+    """A metric that answers with one number an image, on what `of` makes of the maps."""
+
+    def measure(case: Case) -> Measured:
+        keep = torch.ones(len(case.images), dtype=torch.bool)
+        if masks:
+            keep = cast(Tensor, case.masks).flatten(1).any(dim=1).cpu()
+        found = torch.full((len(case.images),), torch.nan)
+        if bool(keep.any()):
+            answers = _answers(name, make, case, keep, None if again else of(case.maps))
+            found[keep] = torch.as_tensor(np.asarray(answers, dtype=np.float32)).reshape(int(keep.sum()), -1).mean(1)
+        return Measured({name: found}, {name: better})
+
+    return measure
+
+
+def _curve(name: str, make: _Make, of: _Of = _as_it_is) -> Callable[[Case], Measured]:
+    """A metric that answers with a falling curve an image: its area is ours to take (NumPy 2 has no `trapz`)."""
+
+    def measure(case: Case) -> Measured:
+        answers = _answers(name, make, case, None, of(case.maps))
+        curves = torch.as_tensor(np.asarray(answers, dtype=np.float32)).reshape(len(case.images), -1)
+        area = (curves[:, 1:] + curves[:, :-1]).mean(dim=1) / 2 if curves.shape[1] > 1 else curves[:, 0]
+        return Measured({name: area}, {name: "lower"}, {name: curves})
+
+    return measure
+
+
+def _order(maps: Tensor) -> Tensor:
+    """Maps of the same order without ties: Quantus counts a tie for the maximum as a hit, and sorts ties at will."""
+    return -ranks_of(maps).float()
+
+
+def _positive(maps: Tensor) -> Tensor:
+    """Maps without negative values, with which a share of the mass may exceed one."""
+    return maps.clamp_min(0)
+
+
+def _nothing(height: int, width: int) -> dict[str, Any]:
+    return {}
+
+
+def _step(height: int, width: int, steps: int = 16) -> int:
+    """Pixels a step: Quantus takes only what divides the image, so about `steps` of them."""
+    pixels = height * width
+    return next(size for size in range(-(-pixels // steps), pixels + 1) if pixels % size == 0)
+
+
+def _flipping(height: int, width: int) -> dict[str, Any]:
+    return {"features_in_step": _step(height, width), "perturb_baseline": "mean"}
+
+
+def _regions(height: int, width: int) -> dict[str, Any]:
+    return {"patch_size": max(min(height, width) // 8, 1), "regions_evaluation": 16, "perturb_baseline": "mean"}
+
+
+def _correlation(height: int, width: int) -> dict[str, Any]:
+    return {"nr_runs": 30, "subset_size": max(height * width // 16, 1), "perturb_baseline": "mean"}
+
+
+def _sensitivity_n(height: int, width: int) -> dict[str, Any]:
+    return {"features_in_step": _step(height, width), "n_max_percentage": 0.8, "perturb_baseline": "mean"}
+
+
+def _infidelity(height: int, width: int) -> dict[str, Any]:
+    return {
+        "perturb_patch_sizes": [max(min(height, width) // 4, 1)],
+        "n_perturb_samples": 2,
+        "perturb_baseline": "mean",
+    }
+
+
+def _few(height: int, width: int) -> dict[str, Any]:
+    return {"nr_samples": 5, "lower_bound": 0.1}
+
+
+def _logits(case: Case) -> Measured:
+    classes = int(case.subject.ask(case.images[:1]).shape[1])
+    return _plain("RandomLogit", "lower", lambda h, w: {"num_classes": classes, "seed": case.subject.seed})(case)
+
+
+QUANTUS: tuple[Metric, ...] = (
+    Metric("PixelFlipping", "faithfulness", _curve("PixelFlipping", _flipping, _order)),
+    Metric("RegionPerturbation", "faithfulness", _curve("RegionPerturbation", _regions)),
+    Metric("FaithfulnessCorrelation", "faithfulness", _plain("FaithfulnessCorrelation", "higher", _correlation)),
+    Metric("SensitivityN", "faithfulness", _plain("SensitivityN", "higher", _sensitivity_n)),
+    Metric("Infidelity", "faithfulness", _plain("Infidelity", "lower", _infidelity)),
+    *(
+        Metric(name, "robustness", _plain(name, "lower", _few, again=True), asks_method=True)
+        for name in ("MaxSensitivity", "AvgSensitivity")
+    ),
+    *(
+        Metric(name, "localisation", _plain(name, "higher", make, of, masks=True), needs="masks")
+        for name, make, of in (
+            ("PointingGame", _nothing, _order),
+            ("RelevanceMassAccuracy", _nothing, _positive),
+            ("RelevanceRankAccuracy", _nothing, _order),
+            ("TopKIntersection", lambda h, w: {"k": max(h * w // 50, 1)}, _order),
+            ("AttributionLocalisation", _nothing, _positive),
+            ("AUC", _nothing, _order),
+        )
+    ),
+    Metric("Sparseness", "complexity", _plain("Sparseness", "higher", _nothing)),
+    Metric("Complexity", "complexity", _plain("Complexity", "lower", _nothing)),
+    Metric("RandomLogit", "randomisation", _logits, asks_method=True),
+)

@@ -1,0 +1,164 @@
+"""What a map costs beside the model's own forward pass: interleaved repeats, medians, ratios, memory, and the break-even of the fit."""
+
+from __future__ import annotations
+
+import math
+import platform
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from captum_attnkd.allocator import kept_buffers
+
+from .explainers import Explainer
+from .methods import Method
+from .subject import Subject
+
+FORWARD = "forward pass"
+
+
+def speed(
+    subject: Subject,
+    methods: Sequence[Method],
+    images: Tensor,
+    targets: Tensor,
+    batches: Sequence[int] = (1, 32),
+    repeats: int = 7,
+    progress: bool | None = None,
+) -> pd.DataFrame:
+    """Time and memory of methods beside the model's own forward pass.
+
+    Args:
+        subject: the model.
+        methods: compared; one that fails has its reason in the column `failure`.
+        images: (N, C, H, W), repeated as often as the largest batch asks.
+        targets: classes (N,).
+        batches: images at once.
+        repeats: taken in turn over all methods, so that the machine's drift hits all alike; after one that warms up.
+        progress: whether a bar is shown; None shows it at a terminal.
+
+    Returns:
+        One row a method and batch, the forward pass (without gradients) first. Columns: method; batch; ms, the median of
+        milliseconds an image; ratio, the median over repeats of its time to that of the forward pass in the same repeat; peak_mib, memory
+        beyond what was in use before (NaN where it cannot be told); failure.
+    """
+    rows = []
+    largest = max(batches)
+    again = -(-largest // len(images))
+    images, targets = (t.repeat(again, *([1] * (t.dim() - 1)))[:largest].to(subject.device) for t in (images, targets))
+    runs: dict[str, Explainer] = {FORWARD: lambda x, t: _forward(subject, x)}
+    failures: dict[str, str] = {}
+    for method in methods:
+        try:
+            runs[method.name] = method.on(subject)
+        except Exception as error:
+            failures[method.name] = f"{type(error).__name__}: {error}"
+    disable = None if progress is None else not progress
+    with kept_buffers(), tqdm(total=len(batches) * (repeats + 1), unit="round", disable=disable) as bar:
+        for batch in batches:
+            x, t = images[:batch], targets[:batch]
+            peaks: dict[str, float] = {}
+            for name, run in runs.items():
+                try:
+                    peaks[name] = _peak(subject, run, x, t)
+                except Exception as error:  # a table must survive any method
+                    failures[name] = f"{type(error).__name__}: {error}"
+            taken: dict[str, list[float]] = {name: [] for name in peaks}
+            bar.update()
+            for _ in range(repeats):
+                for name, seconds in taken.items():
+                    seconds.append(_seconds(subject, runs[name], x, t) / batch)
+                bar.update()
+            for name, seconds in taken.items():
+                ratio = statistics.median(a / b for a, b in zip(seconds, taken[FORWARD], strict=True))
+                rows.append(
+                    {"method": name, "batch": batch, "ms": 1e3 * statistics.median(seconds), "ratio": ratio}
+                    | {"peak_mib": peaks[name], "failure": ""}
+                )
+    rows += [
+        {"method": name, "batch": 0, "ms": math.nan, "ratio": math.nan, "peak_mib": math.nan, "failure": why}
+        for name, why in failures.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def break_even(seconds: Mapping[str, float], ours: str, fit_seconds: float) -> dict[str, float]:
+    """From how many images on the fit has paid for itself, per slower method; infinite where a method is no slower.
+
+    Args:
+        seconds: an image, per method.
+        ours: the method that was fitted.
+        fit_seconds: that it took.
+    """
+    mine = seconds[ours]
+    return {
+        name: math.ceil(fit_seconds / (theirs - mine)) if theirs > mine else math.inf
+        for name, theirs in seconds.items()
+        if name != ours
+    }
+
+
+def machine() -> str:
+    """What this runs on, in words."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = found[0] if found else name
+    text = f"{name}, {torch.get_num_threads()} threads"
+    return f"{text}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else f"{text}, no GPU"
+
+
+def _forward(subject: Subject, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return subject.model(images)
+
+
+def _seconds(subject: Subject, run: Explainer, images: Tensor, targets: Tensor) -> float:
+    _wait(subject.device)
+    start = time.perf_counter()
+    run(images, targets)
+    _wait(subject.device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak(subject: Subject, run: Explainer, images: Tensor, targets: Tensor) -> float:
+    """Run once, to warm up; memory beyond that in use before, in MiB, NaN where it cannot be told."""
+    cuda = subject.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(subject.device)
+        before = torch.cuda.memory_allocated(subject.device) / 2**20
+    else:
+        before = _fresh_peak()
+    run(images, targets)
+    after = torch.cuda.max_memory_allocated(subject.device) / 2**20 if cuda else _resident("VmHWM")
+    return max(after - before, 0.0)
+
+
+def _fresh_peak() -> float:
+    """Have Linux begin the process's peak anew; what is in use now, in MiB."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return math.nan
+    return _resident("VmRSS")
+
+
+def _resident(name: str) -> float:
+    """A line of /proc/self/status, in MiB."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return math.nan
+    return next((float(line.split()[1]) / 1024 for line in lines if line.startswith(name)), math.nan)

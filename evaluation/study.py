@@ -1,0 +1,182 @@
+"""A study: methods on images, measured, cell by cell; stopped and gone on with at will."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from captum_attnkd.allocator import kept_buffers
+
+from .explainers import Explainer
+from .methods import Method
+from .metrics import Case, Measured, Metric
+from .sources import ImageSet
+from .store import Store, key
+from .subject import Contrast, ContrastSurrogate, Subject
+
+
+@dataclass
+class Outcome:
+    """What a study found of one method.
+
+    Attributes:
+        maps: saliency (N, 1, H, W); None where the method failed.
+        failure: why; empty where it did not.
+        measured: per metric.
+        failures: per metric that failed, why.
+        seconds: an image, of what was worked out in this run; NaN where all came from the store.
+    """
+
+    maps: Tensor | None = None
+    failure: str = ""
+    measured: dict[str, Measured] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    seconds: float = float("nan")
+
+
+@dataclass
+class Study:
+    """What is compared, and how.
+
+    Attributes:
+        subject: the model.
+        data: images; with targets, or else the predicted classes are asked about.
+        methods: compared.
+        metrics: measured.
+        store: of what was worked out before.
+        progress: whether bars are shown; None shows them at a terminal.
+    """
+
+    subject: Subject
+    data: ImageSet
+    methods: Sequence[Method]
+    metrics: Sequence[Metric]
+    store: Store
+    progress: bool | None = None
+    targets: Tensor = field(init=False)
+    right: float | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        """Ask the model once about all images.
+
+        Raises:
+            ValueError: a class does not exist in the model, or the model answers with NaN.
+        """
+        answers = self.subject.ask(self.data.images).cpu()
+        self.predicted, self.probabilities = answers.argmax(dim=1), answers.exp()
+        if self.data.targets is None:
+            self.targets = self.predicted
+        else:
+            self.targets = self.data.targets
+            for classes in (self.targets, self.data.rivals):
+                if classes is not None and not 0 <= int(classes.min()) <= int(classes.max()) < answers.shape[1]:
+                    raise ValueError(
+                        f"the images are of classes {int(classes.min())} to {int(classes.max())}, "
+                        f"the model answers with {answers.shape[1]}"
+                    )
+            self.right = float((self.predicted == self.targets).float().mean())
+
+    def run(self) -> dict[str, Outcome]:
+        """Work out what is missing, a method at a time; a failure stands in its cell and stops nothing else."""
+        outcomes = {method.name: Outcome() for method in self.methods}
+        disable = None if self.progress is None else not self.progress
+        with (
+            kept_buffers(),
+            tqdm(total=len(self.methods) * (1 + len(self.metrics)), unit="cell", disable=disable) as bar,
+        ):
+            for method in self.methods:
+                outcome = outcomes[method.name]
+                bar.set_description(method.name)
+                try:
+                    explain = self._explainer(method)
+                    outcome.maps, outcome.seconds = self._maps(method, explain)
+                except Exception as error:  # a study must survive any method
+                    outcome.failure = f"{type(error).__name__}: {error}"
+                    bar.update(1 + len(self.metrics))
+                    continue
+                bar.update()
+                for metric in self.metrics:
+                    bar.set_description(f"{method.name}: {metric.name}")
+                    try:
+                        outcome.measured[metric.name] = self._measured(metric, method, explain, outcome.maps)
+                    except Exception as error:
+                        outcome.failures[metric.name] = f"{type(error).__name__}: {error}"
+                    bar.update()
+        return outcomes
+
+    # -- maps ----------------------------------------------------------------------------------------------------------
+
+    def _explainer(self, method: Method) -> Explainer:
+        """The method; where the images come with rivals, it is asked why the class and not the rival."""
+        subject = self.subject
+        if self.data.rivals is not None:
+            surrogate = None if subject.surrogate is None else ContrastSurrogate(subject.surrogate)
+            subject = replace(subject, model=Contrast(subject.model).eval(), surrogate=surrogate)
+        return method.on(subject)
+
+    @property
+    def _asked(self) -> Tensor:
+        """What the methods are asked about (N,): classes, or pairs of them as `Contrast` numbers them."""
+        rivals = self.data.rivals
+        return self.targets if rivals is None else self.targets * self.probabilities.shape[1] + rivals
+
+    def _map_key(self, method: Method, index: int) -> str:
+        subject, data = self.subject, self.data
+        seen = data.images if method.at_once else data.images[index]
+        asked = self._asked if method.at_once else self._asked[index]
+        return key(
+            "map", method.name, method.settings, subject.fingerprint, subject.layer_name, subject.seed,
+            subject.surrogate_fingerprint if method.learned else "", seen, asked, index if method.at_once else 0,
+            data.rivals is not None,
+        )  # fmt: skip
+
+    def _maps(self, method: Method, explain: Explainer) -> tuple[Tensor, float]:
+        """Maps (N, 1, H, W) of all images, and seconds an image of those that were not in the store."""
+        data, subject = self.data, self.subject
+        keys = [self._map_key(method, index) for index in range(len(data))]
+        maps = [self.store.map_of(name) for name in keys]
+        missing = [index for index, found in enumerate(maps) if found is None]
+        step = len(data) if method.at_once else subject.batch
+        missing = list(range(len(data))) if missing and method.at_once else missing
+        taken = []
+        for start in range(0, len(missing), step):
+            rows = missing[start : start + step]
+            images, targets = data.images[rows].to(subject.device), self._asked[rows].to(subject.device)
+            begun = time.perf_counter()
+            found = explain(images, targets).detach().float().cpu()
+            taken.append((time.perf_counter() - begun) / len(rows))
+            if tuple(found.shape) != (len(rows), 1, *data.images.shape[-2:]):
+                raise ValueError(f"maps of shape {tuple(found.shape)} for images {tuple(images.shape)}")
+            if not bool(torch.isfinite(found).all()):
+                raise ValueError(f"maps with NaN or infinite values for {data.names[rows[0]]} and others")
+            for row, saliency in zip(rows, found, strict=True):
+                maps[row] = saliency
+                self.store.keep_map(keys[row], saliency)
+        return torch.stack([found for found in maps if found is not None]), (
+            statistics.median(taken) if taken else float("nan")
+        )
+
+    # -- scores --------------------------------------------------------------------------------------------------------
+
+    def _measured(self, metric: Metric, method: Method, explain: Explainer, maps: Tensor) -> Measured:
+        data, subject = self.data, self.subject
+        if metric.asks_method and data.rivals is not None:
+            raise ValueError("asks the method again about single classes; these images come with rivals")
+        name = key(
+            "score", metric.name, metric.settings, subject.fingerprint, subject.precision, subject.seed,
+            data.images, self.targets, maps, *(part for part in (data.masks, data.parts, data.rivals) if part is not None),
+            [method.name, method.settings] if metric.asks_method else [],
+        )  # fmt: skip
+        known = self.store.measured(name)
+        if known is not None:
+            return known
+        case = Case(subject, data.images, self.targets, maps, explain, data.masks, data.parts)
+        found = metric.of(case)
+        self.store.keep_measured(name, found)
+        return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,14 +69,14 @@ def integrated_gradients(model: nn.Module, steps: int = 50, batch: int = 200) ->
 
 
 def smooth_grad(model: nn.Module, samples: int = 25, noise: float = 0.15, batch: int = 50) -> Explainer:
-    """SmoothGrad (Smilkov et al., 2017): mean gradients under noise of a share `noise` of the images' range."""
+    """SmoothGrad (Smilkov et al., 2017): mean gradients under noise of a share `noise` of the image's range."""
     method = NoiseTunnel(Saliency(model))
 
     def explain(images: Tensor, classes: Tensor) -> Tensor:
         spread = float(noise * (images.max() - images.min()))
         found = method.attribute(
-            _fresh(images), nt_samples=samples, nt_samples_batch_size=max(1, batch // len(images)), stdevs=spread,
-            nt_type="smoothgrad", target=classes,
+            _fresh(images), nt_samples=samples, nt_samples_batch_size=batch, stdevs=spread, nt_type="smoothgrad",
+            target=classes, abs=False,
         )  # fmt: skip
         return _magnitude(found)
 
@@ -83,16 +84,12 @@ def smooth_grad(model: nn.Module, samples: int = 25, noise: float = 0.15, batch:
 
 
 def gradient_shap(model: nn.Module, samples: int = 20) -> Explainer:
-    """GradientShap (Lundberg & Lee, 2017) against black and the data's zero, absolute values summed over channels."""
+    """GradientShap (Lundberg & Lee, 2017) against the image's darkest value and zero, absolute values summed over channels."""
     method = GradientShap(model)
 
     def explain(images: Tensor, classes: Tensor) -> Tensor:
-        baselines = torch.stack([torch.zeros_like(images[0]), torch.full_like(images[0], float(images.min()))])
-        found = [
-            method.attribute(image, baselines, n_samples=samples, target=int(wanted))
-            for image, wanted in zip(_fresh(images).split(1), classes, strict=True)
-        ]
-        return _magnitude(torch.cat(found))
+        baselines = torch.cat([torch.zeros_like(images), torch.full_like(images, float(images.min()))])
+        return _magnitude(method.attribute(_fresh(images), baselines, n_samples=samples, target=classes))
 
     return _seeded(explain)
 
@@ -145,7 +142,9 @@ def pytorch_grad_cam(name: str, model: nn.Module, layer: nn.Module, **settings: 
         # It calls `backward`, which would write into the gradients of the user's parameters.
         # Its bars of progress would run through ours.
         quiet = contextlib.redirect_stderr(io.StringIO())
-        with _frozen(model), quiet, getattr(package, name)(model, [layer]) as method, torch.enable_grad():
+        with _frozen(model), quiet, torch.enable_grad(), contextlib.ExitStack() as stack:
+            method = getattr(package, name)(model, [layer])
+            stack.callback(method.activations_and_grads.release)  # its own way out swallows every IndexError
             for key, value in settings.items():
                 setattr(method, key, value)
             found = method(
@@ -181,23 +180,21 @@ def superpixels(images: Tensor, count: int) -> Tensor:
     for image in images:
         low, high = image.amin(), image.amax()
         pixels = ((image - low) / (high - low).clamp_min(1e-12)).permute(1, 2, 0).cpu().numpy()
-        found.append(torch.from_numpy(slic(pixels, n_segments=count, compactness=10, start_label=0, channel_axis=2)))
+        # A little blur: grain would tear superpixels to pieces, which are then merged into one.
+        parts = slic(pixels, n_segments=count, compactness=10, sigma=1, start_label=0, channel_axis=2)
+        found.append(torch.from_numpy(parts))
     return torch.stack(found)[:, None].to(images.device)
 
 
 def on_superpixels(method: KernelShap | Lime, samples: int, count: int, batch: int = 50) -> Explainer:
-    """KernelShap (Lundberg & Lee, 2017) or Lime (Ribeiro et al., 2016) on superpixels, an image at a time; signed."""
+    """KernelShap (Lundberg & Lee, 2017) or Lime (Ribeiro et al., 2016) on superpixels; signed."""
 
     def explain(images: Tensor, classes: Tensor) -> Tensor:
-        parts = superpixels(images, count)
-        found = [
-            method.attribute(
-                images[i : i + 1], target=int(classes[i]), feature_mask=parts[i : i + 1].expand_as(images[i : i + 1]),
-                n_samples=samples, perturbations_per_eval=batch,
-            )
-            for i in range(len(images))
-        ]  # fmt: skip
-        return torch.cat(found).detach().float().mean(dim=1, keepdim=True)
+        parts = superpixels(images, count).expand_as(images)
+        found = method.attribute(
+            images, target=classes, feature_mask=parts, n_samples=samples, perturbations_per_eval=batch
+        )
+        return found.detach().float().mean(dim=1, keepdim=True)
 
     return _seeded(explain)
 
@@ -242,9 +239,10 @@ def centre_prior(images: Tensor, classes: Tensor) -> Tensor:
 
 
 def random_map(images: Tensor, classes: Tensor) -> Tensor:
-    """Noise, the same at every call."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(len(images), 1, *images.shape[-2:], generator=generator).to(images)
+    """Noise that an image's own values seed: the same at every call, whatever images it is among."""
+    seeds = [zlib.crc32(image.detach().cpu().float().contiguous().numpy()) for image in images]
+    drawn = [torch.rand(1, *images.shape[-2:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(drawn).to(images)
 
 
 @contextlib.contextmanager
@@ -261,16 +259,19 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _seeded(explain: Explainer, seed: int = 0) -> Explainer:
-    """The same draws at every call, and the global generators as they were."""
+    """An image at a time with the same draws, so that its map depends on it alone; the global generators stay as they were."""
 
     def explained(images: Tensor, classes: Tensor) -> Tensor:
+        found = []
         state = np.random.get_state()
         try:
             with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
-                torch.manual_seed(seed)
-                np.random.seed(seed)
-                return explain(images, classes)
+                for image, wanted in zip(images.split(1), classes.split(1), strict=True):
+                    torch.manual_seed(seed)
+                    np.random.seed(seed)
+                    found.append(explain(image, wanted))
         finally:
             np.random.set_state(state)
+        return torch.cat(found)
 
     return explained

@@ -168,4 +168,5 @@ def unknown(what: str, name: str, known: list[str]) -> str:
     """What to say of a name that is not known."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     meant = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"there is no {what} {name!r}{meant} Known: {', '.join(known)}"
+    some = f"{', '.join(known[:30])}{' and others' if len(known) > 30 else ''}"
+    return f"there is no {what} {name!r}{meant} Known: {some}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .explainers import Explainer
 from .faithfulness import area, drop_and_increase, perturbation_curve
@@ -32,6 +32,7 @@ class Case:
         explain: the method itself, for metrics that ask it again.
         masks: where each class's object is (N, H, W), bool; or None.
         parts: where what tells the class from its rival is (N, H, W), bool; or None.
+        anew: the method for another model of the same build, such as one with random weights; ours is fitted anew.
     """
 
     subject: Subject
@@ -41,6 +42,7 @@ class Case:
     explain: Explainer
     masks: Tensor | None = None
     parts: Tensor | None = None
+    anew: Callable[[nn.Module], Explainer] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Metric:
         name: on the command line.
         family: faithfulness and localisation stand in tables of their own.
         measure: what it does.
+        meaning: of it, in a line.
         settings: what its scores depend on beside maps, model and images; part of the cache's key.
         needs: "masks", "parts" or None: what the images must come with.
         asks_method: whether it asks the method for further maps, which costs as much as the method does.
@@ -74,6 +77,7 @@ class Metric:
     name: str
     family: Family
     measure: Callable[..., Measured]
+    meaning: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     needs: Literal["masks", "parts"] | None = None
     asks_method: bool = False
@@ -166,15 +170,42 @@ def _on_masks(
 
 
 OWN: tuple[Metric, ...] = (
-    Metric("insertion-deletion", "faithfulness", _faithful, {"steps": 10}),
-    Metric("road", "faithfulness", _road),
-    Metric("drop-increase", "faithfulness", _drop),
-    Metric("pointing", "localisation", _on_masks("pointing game", pointing_game), needs="masks"),
-    Metric("relevance-mass", "localisation", _on_masks("relevance mass", saliency_share), needs="masks"),
-    Metric("relevance-rank", "localisation", _on_masks("relevance rank", relevance_rank), needs="masks"),
-    Metric("part-hit", "localisation", _on_masks("discriminative part hit", pointing_game, "parts"), needs="parts"),
-    Metric("part-mass", "localisation", _on_masks("mass on that part", saliency_share, "parts"), needs="parts"),
-)
+    Metric(
+        "insertion-deletion", "faithfulness", _faithful,
+        "Pixels are shown (insertion) or hidden (deletion) from the most relevant on; area under the "
+        "probability of the class, mean over five ways to fill what is hidden. No fit of ours has seen two of"
+        " them, the unseen fills.", settings={"steps": 10},
+    ),
+    Metric(
+        "road", "faithfulness", _road,
+        "Pixels are removed and imputed from their neighbours, so that no hole tells the class; mean "
+        "probability that is left.",
+    ),
+    Metric(
+        "drop-increase", "faithfulness", _drop,
+        "The image is dimmed by its own map: by which share the probability falls, and how often it rises.",
+    ),
+    Metric(
+        "pointing", "localisation", _on_masks("pointing game", pointing_game),
+        "Whether the map's maximum lies on the object.", needs="masks",
+    ),
+    Metric(
+        "relevance-mass", "localisation", _on_masks("relevance mass", saliency_share),
+        "Share of the map's mass that lies on the object.", needs="masks",
+    ),
+    Metric(
+        "relevance-rank", "localisation", _on_masks("relevance rank", relevance_rank),
+        "Share of the object among as many of the map's highest pixels as the object has.", needs="masks",
+    ),
+    Metric(
+        "part-hit", "localisation", _on_masks("discriminative part hit", pointing_game, "parts"),
+        "Whether the map's maximum lies on what tells the class from its rival.", needs="parts",
+    ),
+    Metric(
+        "part-mass", "localisation", _on_masks("mass on that part", saliency_share, "parts"),
+        "Share of the map's mass on what tells the class from its rival.", needs="parts",
+    ),
+)  # fmt: skip
 
 
 def all_metrics() -> dict[str, Metric]:

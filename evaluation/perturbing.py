@@ -66,24 +66,26 @@ def optimised_masks(
     """
 
     def explain(images: Tensor, classes: Tensor) -> Tensor:
-        drawn = torch.Generator().manual_seed(0)
+        draws = [torch.Generator().manual_seed(0) for _ in images]  # an image's mask depends on that image alone
         size = (images.shape[-2], images.shape[-1])
-        logits = 0.01 * torch.randn(len(images), 1, resolution, resolution, generator=drawn)
+        logits = 0.01 * torch.stack([torch.randn(1, resolution, resolution, generator=drawn) for drawn in draws])
         logits = logits.to(images).requires_grad_()
         optimiser = torch.optim.Adam([logits], lr=rate)
-        both = torch.cat([classes, classes]).to(images.device)
+        both = classes.to(images.device).repeat_interleave(2)
 
         def score(shown: Tensor) -> Tensor:
             return model(shown).float().softmax(dim=1).gather(1, both[:, None])[:, 0]
 
         with torch.enable_grad():
             for _ in range(steps):
-                areas = torch.exp(torch.log(torch.tensor(0.02)) * torch.rand(len(images), generator=drawn))
+                areas = 0.02 ** torch.cat([torch.rand(1, generator=drawn) for drawn in draws])
                 keep = resized(kept_softly(standardise(logits), areas.clamp_max(0.95).to(images)), size)
-                fills = random_fills(images, pixels.mean, pixels.deviation, drawn)
-                shown = torch.cat([blended(keep, images, fills), blended(1 - keep, images, fills)])
-                _, carried = through(random_shift(shown, drawn), score)
-                kept, hidden = carried.chunk(2)
+                each = list(zip(images.split(1), draws, strict=True))
+                fills = torch.cat([random_fills(image, pixels.mean, pixels.deviation, drawn) for image, drawn in each])
+                shown = torch.stack([blended(keep, images, fills), blended(1 - keep, images, fills)], dim=1)
+                shifted = [random_shift(pair, drawn) for pair, drawn in zip(shown, draws, strict=True)]
+                _, carried = through(torch.cat(shifted), score)
+                kept, hidden = carried.unflatten(0, (-1, 2)).unbind(dim=1)
                 smooth = (logits[..., 1:] - logits[..., :-1]).abs().mean((1, 2, 3)) + (
                     logits[..., 1:, :] - logits[..., :-1, :]
                 ).abs().mean((1, 2, 3))

@@ -2,7 +2,8 @@
 
 Quantus is asked for NumPy on the CPU, with the whole set at once, in evaluation mode. What it returns is checked to be one
 number an image; images without a mask are taken out first, since it counts them as hits. Its own ROAD, IROF and
-SmoothMPRT are not offered: they are wrong for RGB images or for explainers that are functions.
+SmoothMPRT are not offered: they are wrong for RGB images or for explainers that are functions. Its SensitivityN gives a number
+a step and not an image, of the first batch alone: what Ancona et al. (2018) define is had from its FaithfulnessCorrelation.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .explainers import Explainer
 from .faithfulness import ranks_of
 from .metrics import Case, Measured, Metric
-from .subject import Subject
+from .subject import Subject, fingerprint
 
 _Make = Callable[[int, int], dict[str, Any]]  # a metric's settings for images of (H, W)
 _Of = Callable[[Tensor], Tensor]  # what is handed to it of maps (N, 1, H, W)
@@ -35,7 +37,8 @@ def _answers(name: str, make: _Make, case: Case, keep: Tensor | None = None, map
     subject = case.subject
     height, width = case.images.shape[-2:]
     state = np.random.get_state()
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    devices = [subject.device] if subject.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         np.random.seed(subject.seed)
         torch.manual_seed(subject.seed)
@@ -60,11 +63,19 @@ def _answers(name: str, make: _Make, case: Case, keep: Tensor | None = None, map
 
 
 def _asked_again(case: Case, subject: Subject) -> Callable[..., Any]:
+    """The method as Quantus asks it. Where it hands over another model, with random weights, the method is made anew for that."""
+    known: dict[str, Explainer] = {subject.fingerprint: case.explain}
+
     def explain(model: Any, inputs: Any, targets: Any, **_: Any) -> Any:
+        state = fingerprint(model, subject.mean, subject.deviation)
+        if state not in known:
+            if case.anew is None:
+                raise ValueError("the method cannot be made anew for a model with random weights")
+            known[state] = case.anew(model)
         images = torch.as_tensor(np.asarray(inputs), dtype=torch.float32)
         classes = torch.as_tensor(np.asarray(targets)).reshape(-1).long()
         parts = zip(images.split(subject.batch), classes.split(subject.batch), strict=True)
-        maps = [case.explain(x.to(subject.device), t.to(subject.device)).detach().cpu() for x, t in parts]
+        maps = [known[state](x.to(subject.device), t.to(subject.device)).detach().cpu() for x, t in parts]
         return torch.cat(maps).numpy()
 
     return explain
@@ -85,21 +96,23 @@ def _plain(
             keep = cast(Tensor, case.masks).flatten(1).any(dim=1).cpu()
         found = torch.full((len(case.images),), torch.nan)
         if bool(keep.any()):
-            answers = _answers(name, make, case, keep, None if again else of(case.maps))
-            found[keep] = torch.as_tensor(np.asarray(answers, dtype=np.float32)).reshape(int(keep.sum()), -1).mean(1)
+            answers = np.asarray(_answers(name, make, case, keep, None if again else of(case.maps)), dtype=np.float32)
+            if answers.size != int(keep.sum()):
+                raise ValueError(f"Quantus answered with {answers.shape} numbers for {int(keep.sum())} images")
+            found[keep] = torch.from_numpy(answers).reshape(-1)
         return Measured({name: found}, {name: better})
 
     return measure
 
 
-def _curve(name: str, make: _Make, of: _Of = _as_it_is) -> Callable[[Case], Measured]:
-    """A metric that answers with a falling curve an image: its area is ours to take (NumPy 2 has no `trapz`)."""
+def _curve(name: str, better: str, make: _Make, of: _Of = _as_it_is) -> Callable[[Case], Measured]:
+    """A metric that answers with a curve an image: its area is ours to take (NumPy 2 has no `trapz`)."""
 
     def measure(case: Case) -> Measured:
         answers = _answers(name, make, case, None, of(case.maps))
         curves = torch.as_tensor(np.asarray(answers, dtype=np.float32)).reshape(len(case.images), -1)
         area = (curves[:, 1:] + curves[:, :-1]).mean(dim=1) / 2 if curves.shape[1] > 1 else curves[:, 0]
-        return Measured({name: area}, {name: "lower"}, {name: curves})
+        return Measured({name: area}, {name: better}, {name: curves})
 
     return measure
 
@@ -136,8 +149,16 @@ def _correlation(height: int, width: int) -> dict[str, Any]:
     return {"nr_runs": 30, "subset_size": max(height * width // 16, 1), "perturb_baseline": "mean"}
 
 
-def _sensitivity_n(height: int, width: int) -> dict[str, Any]:
-    return {"features_in_step": _step(height, width), "n_max_percentage": 0.8, "perturb_baseline": "mean"}
+def _sensitivity_n(case: Case) -> Measured:
+    """Sensitivity-n (Ancona et al., 2018): correlations over random subsets of n pixels, mean over four n."""
+    found = []
+    for share in (64, 16, 4, 2):
+
+        def make(height: int, width: int, share: int = share) -> dict[str, Any]:
+            return {"nr_runs": 15, "subset_size": max(height * width // share, 1), "perturb_baseline": "mean"}
+
+        found.append(_plain("FaithfulnessCorrelation", "higher", make)(case).scores["FaithfulnessCorrelation"])
+    return Measured({"SensitivityN": torch.stack(found).mean(dim=0)}, {"SensitivityN": "higher"})
 
 
 def _infidelity(height: int, width: int) -> dict[str, Any]:
@@ -157,28 +178,78 @@ def _logits(case: Case) -> Measured:
     return _plain("RandomLogit", "lower", lambda h, w: {"num_classes": classes, "seed": case.subject.seed})(case)
 
 
+def _mprt(case: Case) -> Measured:
+    made = {"return_average_correlation": True, "seed": case.subject.seed}
+    return _plain("MPRT", "lower", lambda h, w: made)(case)
+
+
+def _mprt_at_once(case: Case) -> Measured:
+    return _plain("EfficientMPRT", "higher", lambda h, w: {"seed": case.subject.seed})(case)
+
+
 QUANTUS: tuple[Metric, ...] = (
-    Metric("PixelFlipping", "faithfulness", _curve("PixelFlipping", _flipping, _order)),
-    Metric("RegionPerturbation", "faithfulness", _curve("RegionPerturbation", _regions)),
-    Metric("FaithfulnessCorrelation", "faithfulness", _plain("FaithfulnessCorrelation", "higher", _correlation)),
-    Metric("SensitivityN", "faithfulness", _plain("SensitivityN", "higher", _sensitivity_n)),
-    Metric("Infidelity", "faithfulness", _plain("Infidelity", "lower", _infidelity)),
-    *(
-        Metric(name, "robustness", _plain(name, "lower", _few, again=True), asks_method=True)
-        for name in ("MaxSensitivity", "AvgSensitivity")
+    # The probability that is left, and what of it is lost (which Quantus' own mark calls the lower the better).
+    Metric(
+        "PixelFlipping", "faithfulness", _curve("PixelFlipping", "lower", _flipping, _order),
+        "Pixels are set to the mean, the most relevant first; area under the probability.",
+    ),
+    Metric(
+        "RegionPerturbation", "faithfulness", _curve("RegionPerturbation", "higher", _regions),
+        "Patches are set to the mean, the most relevant first; area under its curve.",
+    ),
+    Metric(
+        "FaithfulnessCorrelation", "faithfulness", _plain("FaithfulnessCorrelation", "higher", _correlation),
+        "Correlation of a random subset's relevance with what hiding it costs.",
+    ),
+    Metric(
+        "SensitivityN", "faithfulness", _sensitivity_n,
+        "Ancona et al. (2018), by Quantus' FaithfulnessCorrelation: the same, mean over four sizes of the subset.",
+    ),
+    Metric(
+        "Infidelity", "faithfulness", _plain("Infidelity", "lower", _infidelity),
+        "Squared error of relevance as a forecast of the output's change.",
     ),
     *(
-        Metric(name, "localisation", _plain(name, "higher", make, of, masks=True), needs="masks")
-        for name, make, of in (
-            ("PointingGame", _nothing, _order),
-            ("RelevanceMassAccuracy", _nothing, _positive),
-            ("RelevanceRankAccuracy", _nothing, _order),
-            ("TopKIntersection", lambda h, w: {"k": max(h * w // 50, 1)}, _order),
-            ("AttributionLocalisation", _nothing, _positive),
-            ("AUC", _nothing, _order),
+        Metric(name, "robustness", _plain(name, "lower", _few, again=True), meaning, asks_method=True)
+        for name, meaning in (
+            ("MaxSensitivity", "The most a map changes under slight noise on the image."),
+            ("AvgSensitivity", "How much it changes on average."),
         )
     ),
-    Metric("Sparseness", "complexity", _plain("Sparseness", "higher", _nothing)),
-    Metric("Complexity", "complexity", _plain("Complexity", "lower", _nothing)),
-    Metric("RandomLogit", "randomisation", _logits, asks_method=True),
-)
+    *(
+        Metric(name, "localisation", _plain(name, "higher", make, of, masks=True), meaning, needs="masks")
+        for name, make, of, meaning in (
+            ("PointingGame", _nothing, _order, "Whether the maximum lies on the object."),
+            ("RelevanceMassAccuracy", _nothing, _positive, "Share of the positive mass on the object."),
+            ("RelevanceRankAccuracy", _nothing, _order, "Share of the object among the highest pixels."),
+            (
+                "TopKIntersection", lambda h, w: {"k": max(h * w // 50, 1)}, _order,
+                "Share of the highest 2 % of pixels that lie on the object.",
+            ),
+            ("AttributionLocalisation", _nothing, _positive, "Share of the positive mass on the object."),
+            # Which knows ties.
+            ("AUC", _nothing, _as_it_is, "How well the map tells object from surroundings, as the area under the ROC curve."),
+        )
+    ),
+    Metric(
+        "Sparseness", "complexity", _plain("Sparseness", "higher", _nothing),
+        "Gini index; one where all relevance is in one pixel. A map may be sparse and wrong.",
+    ),
+    Metric(
+        "Complexity", "complexity", _plain("Complexity", "lower", _nothing),
+        "Entropy of the relevance. A map may be simple and wrong.",
+    ),
+    Metric(
+        "RandomLogit", "randomisation", _logits,
+        "Likeness of the maps of two classes; a map that does not depend on the class scores one.", asks_method=True,
+    ),
+    # Layer by layer from the top, and all layers at once: ours is fitted anew to each randomised model.
+    Metric(
+        "MPRT", "randomisation", _mprt,
+        "Likeness of the maps to those of the model with ever more layers put at random, mean over layers.", asks_method=True,
+    ),
+    Metric(
+        "EfficientMPRT", "randomisation", _mprt_at_once,
+        "By which share the maps' entropy rises when the model is put at random.", asks_method=True,
+    ),
+)  # fmt: skip

@@ -6,6 +6,7 @@ A source is named on the command line as `kind:where`, for instance `folder:phot
 from __future__ import annotations
 
 import json
+import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from .methods import unknown
 
@@ -91,29 +93,33 @@ def square(size: int, mean: Sequence[float], deviation: Sequence[float]) -> Tran
 # A file that was read, its mask as a PIL image of the same proportions ("L", nonzero = object) or None, and its class or None.
 _Found = tuple[str, Image.Image, Image.Image | None, int | None]
 _Unread = tuple[str, str]
+_Reader = Callable[[], "_Found | _Unread"]
 
 
-def load(source: str, transform: Transform, limit: int | None = None, download: bool = False) -> ImageSet:
+def load(
+    source: str, transform: Transform, limit: int | None = None, download: bool = False, held_out: int | None = None
+) -> ImageSet:
     """Images of a source `kind:where`.
 
     Args:
-        source: for instance `folder:photos`; a path alone is a folder. Kinds: `KINDS`.
+        source: for instance `folder:photos`; a path alone is a folder. Kinds: `KINDS` and `GENERATED`.
         transform: of each image; masks are brought to the size it gives.
         limit: images at most, spread evenly over the source.
         download: whether torchvision's data sets may be fetched.
+        held_out: take only so many, chosen by a fixed shuffle; `Rest` has the others, to be learned from.
 
     Raises:
         ValueError: the kind is not known, or not one image could be read.
         FileNotFoundError: there is no such file or folder.
     """
-    kind, _, where = source.partition(":")
-    if not where and kind not in KINDS:
-        kind, where = "folder", source
+    kind, where = kind_of(source)
     if kind in GENERATED:
+        if held_out is not None:
+            raise ValueError(f"{kind} are drawn as many as wanted; to learn from others, name {kind}-train")
         return GENERATED[kind](where, limit)
-    if kind not in KINDS:
-        raise ValueError(unknown("kind of images", kind, [*KINDS, *GENERATED]))
     entries = KINDS[kind](where, download)
+    if held_out is not None:
+        entries = _shuffled(entries, source, held_out)[-held_out:]
     images, masks, targets, names, skipped = [], [], [], [], []
     for read in _spread(entries, limit):
         entry = read()
@@ -143,14 +149,88 @@ def load(source: str, transform: Transform, limit: int | None = None, download: 
     )
 
 
+class Rest(Dataset):  # type: ignore[type-arg]
+    """Images to learn from, read one at a time; a file that cannot be read is left out with a warning.
+
+    Args:
+        source: as in `load`.
+        transform: likewise.
+        download: likewise.
+        held_out: as in `load`, whose images are left out here; 0 takes all.
+    """
+
+    def __init__(self, source: str, transform: Transform, download: bool = False, held_out: int = 0) -> None:
+        kind, where = kind_of(source)
+        self._made = GENERATED[kind](where, None).images if kind in GENERATED else None
+        entries = [] if kind in GENERATED else KINDS[kind](where, download)
+        self._entries = _shuffled(entries, source, held_out)[:-held_out] if held_out else entries
+        self._transform = transform
+
+    def __len__(self) -> int:
+        """How many images, those that cannot be read among them."""
+        return len(self._entries) if self._made is None else len(self._made)
+
+    def __getitem__(self, index: int) -> Tensor | None:
+        """(C, H, W); None where it could not be read."""
+        if self._made is not None:
+            return self._made[index]
+        entry = self._entries[index]()
+        if len(entry) == 2:
+            warnings.warn(f"not learned from {entry[0]}: {entry[1]}", stacklevel=2)
+            return None
+        return self._transform(entry[1])
+
+    def batches(self, size: int = 32) -> Batches:
+        """Images (B, C, H, W), anew in another order each time they are gone through."""
+        return Batches(DataLoader(self, batch_size=size, shuffle=True, collate_fn=_stacked))
+
+
+class Batches:
+    """A loader's batches but for those of which nothing could be read.
+
+    Args:
+        loader: of images (B, C, H, W), or None.
+    """
+
+    def __init__(self, loader: DataLoader[Tensor | None]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Images (B, C, H, W)."""
+        return (batch for batch in self._loader if batch is not None)
+
+
+def _stacked(items: list[Tensor | None]) -> Tensor | None:
+    read = [item for item in items if item is not None]
+    return torch.stack(read) if read else None
+
+
+def kind_of(source: str) -> tuple[str, str]:
+    """A source's kind and where it is.
+
+    Raises:
+        ValueError: the kind is not known.
+    """
+    kind, _, where = source.partition(":")
+    if not where and kind not in KINDS and kind not in GENERATED:
+        return "folder", source
+    if kind not in KINDS and kind not in GENERATED:
+        raise ValueError(unknown("kind of images", kind, [*KINDS, *GENERATED]))
+    return kind, where
+
+
+def _shuffled(entries: Sequence[_Reader], source: str, held_out: int) -> list[_Reader]:
+    if not 0 < held_out < len(entries):
+        raise ValueError(f"{source} holds {len(entries)} images; {held_out} of them cannot be held out")
+    order = torch.randperm(len(entries), generator=torch.Generator().manual_seed(20)).tolist()
+    return [entries[index] for index in order]
+
+
 def _spread(entries: Sequence[Any], limit: int | None) -> Iterator[Any]:
     """At most `limit` of the entries, evenly over all."""
     if limit is None or limit >= len(entries):
         return iter(entries)
     return iter([entries[index * len(entries) // limit] for index in range(limit)])
-
-
-_Reader = Callable[[], "_Found | _Unread"]
 
 
 def opened(path: Path) -> Image.Image | str:
@@ -159,7 +239,7 @@ def opened(path: Path) -> Image.Image | str:
         with Image.open(path) as image:
             image.load()
             return image.copy()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
 
 
@@ -169,9 +249,16 @@ def _reader(path: Path, mask: Callable[[Image.Image], Image.Image | str | None],
         if isinstance(image, str):
             return str(path), image
         found = mask(image)
-        return (str(path), found) if isinstance(found, str) else (path.stem, image, found, target)
+        return (str(path), found) if isinstance(found, str) else (path.stem, _eight_bits(image), found, target)
 
     return read
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """An image of 16 bits a pixel with eight: Pillow's own conversion makes all above 255 white."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image) / 257).clip(0, 255).round().astype(np.uint8))
 
 
 def _existing(where: str) -> Path:
@@ -189,8 +276,16 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _folder(where: str, download: bool) -> list[_Reader]:
-    """All images below a folder."""
-    return [_reader(path, lambda image: None, None) for path in _files(_existing(where))]
+    """All images below a folder, turned upright as their cameras noted."""
+
+    def upright(read: _Reader) -> _Reader:
+        def turned() -> _Found | _Unread:
+            entry = read()
+            return entry if len(entry) == 2 else (entry[0], ImageOps.exif_transpose(entry[1]), *entry[2:])
+
+        return turned
+
+    return [upright(_reader(path, lambda image: None, None)) for path in _files(_existing(where))]
 
 
 def _masked_folder(where: str, download: bool) -> list[_Reader]:
@@ -344,6 +439,13 @@ def _digits(where: str, limit: int | None) -> ImageSet:
     return ImageSet(data.images, _numbered(data), data.labels[:, 0], data.masks[:, 0])
 
 
+def _digits_to_learn(where: str, limit: int | None) -> ImageSet:
+    from .datasets.digits import scattered_digits
+
+    data = scattered_digits(_count(where, limit, 3000), seed=0)
+    return ImageSet(data.images, _numbered(data), data.labels[:, 0], data.masks[:, 0])
+
+
 def _two_digits(where: str, limit: int | None) -> ImageSet:
     """Every canvas twice: once asked about its left digit, once about its right one."""
     from .datasets.digits import scattered_digits
@@ -351,7 +453,8 @@ def _two_digits(where: str, limit: int | None) -> ImageSet:
     data = scattered_digits(-(-_count(where, limit) // 2), seed=2, split="test", digits=2)
     names = [f"{name}, {side}" for name in _numbered(data) for side in ("left", "right")]
     images = data.images.repeat_interleave(2, dim=0)
-    return ImageSet(images, tuple(names), data.labels.flatten(), data.masks.flatten(0, 1))
+    both = ImageSet(images, tuple(names), data.labels.flatten(), data.masks.flatten(0, 1))
+    return both.taken(torch.arange(_count(where, limit)))
 
 
 def _digit_mosaics(where: str, limit: int | None) -> ImageSet:
@@ -369,6 +472,13 @@ def _birds(where: str, limit: int | None) -> ImageSet:
     from .datasets.birds import birds
 
     data = birds(_count(where, limit), seed=1)
+    return ImageSet(data.images, _numbered(data), data.labels, data.masks)
+
+
+def _birds_to_learn(where: str, limit: int | None) -> ImageSet:
+    from .datasets.birds import birds
+
+    data = birds(_count(where, limit, 3600), seed=0)
     return ImageSet(data.images, _numbered(data), data.labels, data.masks)
 
 
@@ -391,8 +501,10 @@ def _numbered(data: Any) -> tuple[str, ...]:
 
 GENERATED: dict[str, Callable[[str, int | None], ImageSet]] = {
     "digits": _digits,
+    "digits-train": _digits_to_learn,
     "two-digits": _two_digits,
     "digit-mosaics": _digit_mosaics,
     "birds": _birds,
+    "birds-train": _birds_to_learn,
     "bird-pairs": _bird_pairs,
 }

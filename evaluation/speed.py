@@ -1,4 +1,4 @@
-"""What a map costs beside the model's own forward pass: interleaved repeats, medians, ratios, memory, and the break-even of the fit."""
+"""What a map costs beside the model's own forward pass: interleaved repeats, medians, ratios, memory; and when a fit pays."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def speed(
 
     Returns:
         One row a method and batch, the forward pass (without gradients) first. Columns: method; batch; ms, the median of
-        milliseconds an image; ratio, the median over repeats of its time to that of the forward pass in the same repeat; peak_mib, memory
-        beyond what was in use before (NaN where it cannot be told); failure.
+        milliseconds an image; ratio, the median over repeats of its time to that of the forward pass in the same repeat; peak_mib,
+        memory beyond what was in use before (NaN where it cannot be told); failure.
     """
     rows = []
     largest = max(batches)
@@ -72,11 +72,16 @@ def speed(
             taken: dict[str, list[float]] = {name: [] for name in peaks}
             bar.update()
             for _ in range(repeats):
-                for name, seconds in taken.items():
-                    seconds.append(_seconds(subject, runs[name], x, t) / batch)
+                for name in list(taken):
+                    try:
+                        taken[name].append(_seconds(subject, runs[name], x, t) / batch)
+                    except Exception as error:
+                        failures[name] = f"{type(error).__name__}: {error}"
+                        del taken[name]
                 bar.update()
             for name, seconds in taken.items():
-                ratio = statistics.median(a / b for a, b in zip(seconds, taken[FORWARD], strict=True))
+                forward = taken.get(FORWARD, [math.nan] * repeats)
+                ratio = statistics.median(a / b for a, b in zip(seconds, forward, strict=True))
                 rows.append(
                     {"method": name, "batch": batch, "ms": 1e3 * statistics.median(seconds), "ratio": ratio}
                     | {"peak_mib": peaks[name], "failure": ""}
@@ -89,10 +94,10 @@ def speed(
 
 
 def break_even(seconds: Mapping[str, float], ours: str, fit_seconds: float) -> dict[str, float]:
-    """From how many images on the fit has paid for itself, per slower method; infinite where a method is no slower.
+    """From how many images on the fit has paid for itself, per method; infinite where a method is no slower.
 
     Args:
-        seconds: an image, per method.
+        seconds: an image, per method; NaN where it is not known.
         ours: the method that was fitted.
         fit_seconds: that it took.
     """
@@ -100,7 +105,7 @@ def break_even(seconds: Mapping[str, float], ours: str, fit_seconds: float) -> d
     return {
         name: math.ceil(fit_seconds / (theirs - mine)) if theirs > mine else math.inf
         for name, theirs in seconds.items()
-        if name != ours
+        if name != ours and math.isfinite(theirs)
     }
 
 
@@ -111,7 +116,8 @@ def machine() -> str:
     if cpuinfo.exists():
         found = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = found[0] if found else name
-    text = f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    text = f"{name}, {threads} {'thread' if threads == 1 else 'threads'}"
     return f"{text}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else f"{text}, no GPU"
 
 

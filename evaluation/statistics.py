@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 from torch import Tensor
@@ -11,8 +12,7 @@ from torch import Tensor
 def paired_interval(differences: Tensor, repeats: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
     """Mean of paired differences (N,), with its bootstrap 95 % interval over images."""
     values = _values(differences)
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(0, len(values), (repeats, len(values)))].mean(axis=1)
+    means = values[_drawn(len(values), repeats, seed)].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(values.mean()), float(low), float(high)
 
@@ -20,8 +20,7 @@ def paired_interval(differences: Tensor, repeats: int = 10_000, seed: int = 0) -
 def paired_test(differences: Tensor, repeats: int = 10_000, seed: int = 0) -> float:
     """Two-sided p-value of paired differences (N,): how often the mean is as far from zero when signs are drawn at random."""
     values = _values(differences)
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (repeats, len(values)))
-    as_far = np.abs(signs @ values) >= abs(values.sum()) * (1 - 1e-12)
+    as_far = np.abs(_signs(len(values), repeats, seed) @ values) >= abs(values.sum()) * (1 - 1e-12)
     return float((1 + as_far.sum()) / (1 + repeats))
 
 
@@ -33,6 +32,17 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         highest = max(highest, min(1.0, (len(p_values) - place) * p_values[name]))
         corrected[name] = highest
     return {name: corrected[name] for name in p_values}
+
+
+# A report asks for hundreds of intervals over the same images.
+@lru_cache(maxsize=4)
+def _drawn(count: int, repeats: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, count, (repeats, count))
+
+
+@lru_cache(maxsize=4)
+def _signs(count: int, repeats: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).choice([-1.0, 1.0], (repeats, count))
 
 
 def _values(differences: Tensor) -> np.ndarray:

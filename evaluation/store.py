@@ -18,7 +18,7 @@ from captum_attnkd.errors import CheckpointError
 from .metrics import Measured
 
 # Raised when a method or metric of ours changes its answers, so that old ones are not taken for new ones.
-VERSION = 1
+VERSION = 2
 
 
 def key(*parts: Any) -> str:
@@ -40,29 +40,29 @@ class Store:
     A file that is damaged counts as missing. Files are written whole or not at all, so that studies may share a folder.
 
     Args:
-        folder: made if missing.
+        folder: made if missing; None keeps nothing.
 
     Raises:
         OSError: it cannot be made.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._maps, self._scores = folder / "maps", folder / "scores"
-        for part in (self._maps, self._scores):
-            part.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        for part in ("map", "scores") if folder is not None else ():
+            (folder / part).mkdir(parents=True, exist_ok=True)
 
     def map_of(self, name: str) -> Tensor | None:
         """A saliency map (1, H, W), if it is there."""
-        found = _read(self._maps / f"{name}.safetensors", "map")
+        found = self._read("map", name)
         return None if found is None else found[0].get("map")
 
     def keep_map(self, name: str, saliency: Tensor) -> None:
         """Keep a saliency map (1, H, W)."""
-        checkpoint.write(self._maps / f"{name}.safetensors", "map", {"map": saliency.clone()}, {})
+        self._write("map", name, {"map": saliency.clone()}, {})
 
     def measured(self, name: str) -> Measured | None:
         """What a metric found, if it is there."""
-        found = _read(self._scores / f"{name}.safetensors", "scores")
+        found = self._read("scores", name)
         if found is None:
             return None
         tensors, about = found
@@ -78,16 +78,20 @@ class Store:
         tensors = {f"score.{label}": values.float().cpu() for label, values in measured.scores.items()}
         tensors |= {f"curve.{label}": values.float().cpu() for label, values in measured.curves.items()}
         about = {"better": measured.better, "order": list(measured.scores)}
-        checkpoint.write(self._scores / f"{name}.safetensors", "scores", tensors, about)
+        self._write("scores", name, tensors, about)
 
+    def _read(self, kind: str, name: str) -> tuple[Mapping[str, Tensor], Mapping[str, Any]] | None:
+        path = None if self._folder is None else self._folder / kind / f"{name}.safetensors"
+        if path is None or not path.exists():
+            return None
+        try:
+            return checkpoint.read(path, kind)
+        except CheckpointError:
+            return None
 
-def _read(path: Path, kind: str) -> tuple[Mapping[str, Tensor], Mapping[str, Any]] | None:
-    if not path.exists():
-        return None
-    try:
-        return checkpoint.read(path, kind)
-    except CheckpointError:
-        return None
+    def _write(self, kind: str, name: str, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        if self._folder is not None:
+            checkpoint.write(self._folder / kind / f"{name}.safetensors", kind, tensors, about)
 
 
 def finite(values: Tensor) -> list[float | None]:

@@ -6,9 +6,10 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from captum_attnkd.allocator import kept_buffers
@@ -94,7 +95,7 @@ class Study:
                 outcome = outcomes[method.name]
                 bar.set_description(method.name)
                 try:
-                    explain = self._explainer(method)
+                    explain = method.on(self.questioned)
                     outcome.maps, outcome.seconds = self._maps(method, explain)
                 except Exception as error:  # a study must survive any method
                     outcome.failure = f"{type(error).__name__}: {error}"
@@ -112,26 +113,33 @@ class Study:
 
     # -- maps ----------------------------------------------------------------------------------------------------------
 
-    def _explainer(self, method: Method) -> Explainer:
-        """The method; where the images come with rivals, it is asked why the class and not the rival."""
+    @cached_property
+    def questioned(self) -> Subject:
+        """What the methods explain: the model; where images come with rivals, the model as `Contrast` asks it."""
         subject = self.subject
-        if self.data.rivals is not None:
-            surrogate = None if subject.surrogate is None else ContrastSurrogate(subject.surrogate)
-            subject = replace(subject, model=Contrast(subject.model).eval(), surrogate=surrogate)
-        return method.on(subject)
+        if self.data.rivals is None:
+            return subject
+        surrogate = None if subject.surrogate is None else ContrastSurrogate(subject.surrogate)
+        return replace(subject, model=Contrast(subject.model).eval(), surrogate=surrogate)
 
     @property
-    def _asked(self) -> Tensor:
+    def asked(self) -> Tensor:
         """What the methods are asked about (N,): classes, or pairs of them as `Contrast` numbers them."""
         rivals = self.data.rivals
         return self.targets if rivals is None else self.targets * self.probabilities.shape[1] + rivals
 
+    @cached_property
+    def _identity(self) -> list[str]:
+        """Of the model. What has no weights is known by its answers."""
+        stateless = not self.subject.model.state_dict()
+        return [self.subject.fingerprint, key(self.probabilities.round(decimals=3)) if stateless else ""]
+
     def _map_key(self, method: Method, index: int) -> str:
         subject, data = self.subject, self.data
         seen = data.images if method.at_once else data.images[index]
-        asked = self._asked if method.at_once else self._asked[index]
+        asked = self.asked if method.at_once else self.asked[index]
         return key(
-            "map", method.name, method.settings, subject.fingerprint, subject.layer_name, subject.seed,
+            "map", method.name, method.settings, self._identity, subject.layer_name, subject.seed,
             subject.surrogate_fingerprint if method.learned else "", seen, asked, index if method.at_once else 0,
             data.rivals is not None,
         )  # fmt: skip
@@ -147,7 +155,7 @@ class Study:
         taken = []
         for start in range(0, len(missing), step):
             rows = missing[start : start + step]
-            images, targets = data.images[rows].to(subject.device), self._asked[rows].to(subject.device)
+            images, targets = data.images[rows].to(subject.device), self.asked[rows].to(subject.device)
             begun = time.perf_counter()
             found = explain(images, targets).detach().float().cpu()
             taken.append((time.perf_counter() - begun) / len(rows))
@@ -169,14 +177,18 @@ class Study:
         if metric.asks_method and data.rivals is not None:
             raise ValueError("asks the method again about single classes; these images come with rivals")
         name = key(
-            "score", metric.name, metric.settings, subject.fingerprint, subject.precision, subject.seed,
-            data.images, self.targets, maps, *(part for part in (data.masks, data.parts, data.rivals) if part is not None),
+            "score", metric.name, metric.settings, self._identity, subject.precision, subject.seed, subject.batch,
+            data.images, self.targets, maps, data.masks, data.parts, data.rivals,
             [method.name, method.settings] if metric.asks_method else [],
         )  # fmt: skip
         known = self.store.measured(name)
         if known is not None:
             return known
-        case = Case(subject, data.images, self.targets, maps, explain, data.masks, data.parts)
+
+        def anew(model: nn.Module) -> Explainer:
+            return method.on(subject.of(model, method.learned))
+
+        case = Case(subject, data.images, self.targets, maps, explain, data.masks, data.parts, anew)
         found = metric.of(case)
         self.store.keep_measured(name, found)
         return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -28,6 +29,7 @@ class Subject:
         layer_name: of `layer`.
         precision: in which metrics ask the model: "fp32", "bf16", or "auto": bf16 where the device does so natively. The
             methods always run in the model's own.
+        refit: fits our surrogate to another model, for metrics that put the weights at random; None where it cannot be.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class Subject:
     seed: int = 0
     layer_name: str = field(default="", compare=False)
     precision: str = "auto"
+    refit: Callable[[nn.Module], AttentiveKDAttribution] | None = field(default=None, compare=False)
 
     @property
     def device(self) -> torch.device:
@@ -55,18 +58,34 @@ class Subject:
         """Of our surrogate's weights: another fit gives other maps."""
         return "" if self.surrogate is None else fingerprint(self.surrogate.surrogate)
 
-    def ask(self, images: Tensor) -> Tensor:
-        """Log-probabilities (B, K), float32, `batch` images at a time; no gradient.
+    def of(self, model: nn.Module, learned: bool) -> Subject:
+        """The same with another model of the same build.
+
+        Args:
+            model: in evaluation mode.
+            learned: whether our surrogate is needed, and so to be fitted anew.
 
         Raises:
-            ValueError: the model answers with NaN.
+            ValueError: it is needed, and cannot be fitted.
+        """
+        if learned and self.refit is None:
+            raise ValueError("needs our surrogate fitted to each randomised model: name images with --fit")
+        layer = dict(model.named_modules())[self.layer_name] if self.layer is not None else None
+        return replace(self, model=model, layer=layer, surrogate=self.refit(model) if learned and self.refit else None)
+
+    def ask(self, images: Tensor) -> Tensor:
+        """Log-probabilities (B, K), float32, where the images are, `batch` images at a time; no gradient.
+
+        Raises:
+            ValueError: the model answers with NaN, or with infinite logits.
         """
         with torch.no_grad(), fast_context(self.device, self.precision)():
             parts = [self.model(part.to(self.device)).float() for part in images.split(self.batch)]
-        scores = torch.cat(parts)
+        scores = torch.cat(parts).log_softmax(dim=1)
         if bool(torch.isnan(scores).any()):
-            raise ValueError(f"the model returned NaN for {int(torch.isnan(scores).any(dim=1).sum())} images")
-        return scores.log_softmax(dim=1)
+            bad = int(torch.isnan(scores).any(dim=1).sum())
+            raise ValueError(f"the model returned NaN or infinite logits for {bad} images")
+        return scores.to(images.device)
 
 
 class Contrast(nn.Module):
@@ -125,8 +144,9 @@ def last_spatial_layer(model: nn.Module, example: Tensor) -> tuple[str, nn.Modul
 
 
 def fingerprint(model: nn.Module, *tensors: Tensor) -> str:
-    """Of a module's class, weights and buffers, and of further tensors."""
-    digest = hashlib.sha256(type(model).__qualname__.encode())
+    """Of a module's parts, weights and buffers, and of further tensors."""
+    parts = [f"{name}={type(part).__qualname__}({part.extra_repr()})" for name, part in model.named_modules()]
+    digest = hashlib.sha256("\n".join(parts).encode())
     for name, tensor in [*model.state_dict().items(), *((str(i), t) for i, t in enumerate(tensors))]:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

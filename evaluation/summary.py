@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -36,8 +36,8 @@ def summary(outcomes: Mapping[str, Outcome], reference: str | None = None) -> pd
         reference: the method all others are compared with, on the images where both have a score; None compares none.
 
     Returns:
-        Columns: method; metric; column; better ("higher" or "lower"); n, images with a score; mean, low, high: of the score, with its
-        bootstrap 95 % interval over images; less, less_low, less_high: of the method's scores less the reference's, paired;
+        Columns: method; metric; column; better ("higher" or "lower"); n, images with a score; mean, low, high: of the score, with
+        its bootstrap 95 % interval over images; less, less_low, less_high: of the method's scores less the reference's, paired;
         p: two-sided, corrected by Holm's method over the methods of that column; failure: why there is none, else "".
     """
     rows = []
@@ -60,6 +60,23 @@ def summary(outcomes: Mapping[str, Outcome], reference: str | None = None) -> pd
         corrected = holm(dict(zip(rows_of["method"], rows_of["p"], strict=True)))
         table.loc[rows_of.index, "p"] = [corrected[name] for name in rows_of["method"]]
     return table
+
+
+def means(outcomes: Mapping[str, Outcome], metrics: Sequence[str] | None = None) -> pd.DataFrame:
+    """Means over images: a row a method, a column a score, with an arrow towards what is better.
+
+    Args:
+        outcomes: of a study.
+        metrics: only these, by name.
+    """
+    rows: dict[str, dict[str, float]] = {name: {} for name in outcomes}
+    for name, outcome in outcomes.items():
+        for metric, measured in outcome.measured.items():
+            if metrics is None or metric in metrics:
+                for column, better in measured.better.items():
+                    arrow = "↑" if better == "higher" else "↓"
+                    rows[name][f"{column} {arrow}"] = float(measured.scores[column].nanmean())
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def leaders(outcomes: Mapping[str, Outcome], metric: str, column: str) -> tuple[str | None, set[str]]:

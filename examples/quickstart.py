@@ -7,23 +7,26 @@ python examples/quickstart.py --small    the same in seconds, with figures that 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
 import torch
-from captum_attnkd.evaluation.comparison import compare, table
 from captum_attnkd.evaluation.datasets.digits import ScatteredDigits, scattered_digits, train_digit_net
-from captum_attnkd.evaluation.explainers import (
-    centre_prior,
-    grad_cam,
-    integrated_gradients,
-    occlusion,
-    random_map,
-    saliency,
-)  # fmt: skip
+from captum_attnkd.evaluation.explainers import Explainer, grad_cam
 from captum_attnkd.evaluation.localisation import pointing_game
+from captum_attnkd.evaluation.methods import METHODS, Method
+from captum_attnkd.evaluation.metrics import OWN
+from captum_attnkd.evaluation.sources import ImageSet
+from captum_attnkd.evaluation.speed import speed
 from captum_attnkd.evaluation.statistics import paired_interval
+from captum_attnkd.evaluation.store import Store
+from captum_attnkd.evaluation.study import Study
+from captum_attnkd.evaluation.subject import Subject
+from captum_attnkd.evaluation.summary import means
 from torch.utils.data import DataLoader, TensorDataset
 
 from captum_attnkd import AttentiveKDAttribution
@@ -40,6 +43,7 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=Path("out"), help="folder for the figure")
     options = arguments.parse_args()
     small = options.small
+    sys.stdout.reconfigure(line_buffering=True)  # so that a log that is followed says where it is
     started = time.monotonic()
 
     print("1. Real handwritten digits (scikit-learn's) scattered among distractors; a CNN learns to read them.")
@@ -47,7 +51,7 @@ def main() -> None:
     test = scattered_digits(16 if small else 80, seed=1, split="test")
     pairs = scattered_digits(16 if small else 100, seed=2, split="test", digits=2)
     with kept_buffers():
-        model = train_digit_net(train, epochs=1 if small else 7)
+        model = train_digit_net(train, epochs=1 if small else 5)
         check = scattered_digits(50 if small else 500, seed=3, split="test")
         with torch.no_grad():
             right = (model(check.images).argmax(dim=1) == check.labels[:, 0]).float().mean().item()
@@ -64,29 +68,32 @@ def main() -> None:
     print(
         f"3. {len(test)} held-out images. Insertion and deletion: means over five fills, two of which no fit has seen."
     )
-    explainers = {
-        "ours, grafted": lambda x, t: ours.saliency(x, target=t),
-        "ours, compact": lambda x, t: compact.saliency(x, target=t),
-        **{f"Grad-CAM, {layer}": grad_cam(model, getattr(model, layer)) for layer in ("stage1", "stage2", "stage3")},
-        "Integrated Gradients": integrated_gradients(model),
-        "Occlusion": occlusion(model, window=8, stride=4),
-        "Saliency": saliency(model),
-        "centre prior": centre_prior,
-        "random": random_map,
-    }
-    mean, deviation = train.images.mean().reshape(1), train.images.std().reshape(1)
-    with kept_buffers():
-        scores = compare(
-            explainers, lambda x: model(x).log_softmax(dim=1), test.images, test.labels[:, 0], mean, deviation,
-            test.masks[:, 0], steps=4 if small else 16,
-        )  # fmt: skip
+    methods = [
+        replace(METHODS["ours"], name="ours, grafted"),
+        Method("ours, compact", "ours", lambda subject: lambda x, t: compact.saliency(x, target=t)),
+        *(grad_cam_at(stage) for stage in ("stage1", "stage2", "stage3")),
+        *(METHODS[name] for name in ("integrated-gradients", "occlusion", "saliency", "centre", "random")),
+    ]
+    subject = Subject(
+        model, model.stage3, train.images.mean().reshape(1), train.images.std().reshape(1), ours, batch=len(test)
+    )
+    data = ImageSet(test.images, tuple(map(str, range(len(test)))), test.labels[:, 0], test.masks[:, 0])
+    metrics = [metric for metric in OWN if metric.name in ("insertion-deletion", "pointing", "relevance-mass")]
+    outcomes = Study(subject, data, methods, metrics, Store(None)).run()
+    table = means(outcomes)
+    taken = speed(subject, methods, test.images, test.labels[:, 0], batches=(16,), repeats=3)
+    table["ms/image ↓"] = taken.set_index("method")["ms"]
     if small:
         print("   --small: these figures mean nothing, they only show that everything runs.")
-    print(table(scores).to_string(float_format=lambda value: f"{value:.3f}"), "\n")
-    for rival in ("Grad-CAM, stage2", "Grad-CAM, stage3", "Integrated Gradients", "Occlusion"):
-        lead, low, high = paired_interval(scores["ours, grafted"].gap() - scores[rival].gap())
-        print(f"   insertion less deletion, ours less {rival}: {lead:+.3f} [{low:+.3f}, {high:+.3f}]")
+    print(table.to_string(float_format=lambda value: f"{value:.3f}"), "\n")
+    gaps = {
+        name: one.measured["insertion-deletion"].scores["insertion less deletion"] for name, one in outcomes.items()
+    }
+    for rival in ("Grad-CAM, stage2", "Grad-CAM, stage3", "integrated-gradients", "occlusion"):
+        lead, low, high = paired_interval(gaps["ours, grafted"] - gaps[rival])
+        print(f"   insertion less deletion, ours less {rival}: {lead:+.3f} [{low:+.3f}, {high:+.3f}]  n = {len(test)}")
 
+    explainers = {method.name: method.on(subject) for method in methods}
     print(f"\n4. Two digits in one image, {len(pairs)} images: does the map follow the class asked about?")
     for name in ("ours, grafted", "ours, compact", "Grad-CAM, stage2", "Grad-CAM, stage3"):
         hits = [
@@ -101,6 +108,15 @@ def main() -> None:
     print(f"\nFigure: {path}\nAll in {time.monotonic() - started:.0f} seconds.")
 
 
+def grad_cam_at(stage: str) -> Method:
+    """Grad-CAM at a stage of the model."""
+    return Method(
+        f"Grad-CAM, {stage}",
+        "class activation",
+        lambda subject: grad_cam(subject.model, getattr(subject.model, stage)),
+    )
+
+
 @torch.no_grad()
 def outputs_only(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     """The model behind a wall: probabilities come out, no gradient, no layer."""
@@ -108,10 +124,14 @@ def outputs_only(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def draw(
-    test: ScatteredDigits, pairs: ScatteredDigits, explainers: dict, ours: AttentiveKDAttribution, folder: Path
+    test: ScatteredDigits,
+    pairs: ScatteredDigits,
+    explainers: Mapping[str, Explainer],
+    ours: AttentiveKDAttribution,
+    folder: Path,
 ) -> Path:
     """A picture: single digits explained by every method, then two digits and three questions."""
-    shown = ["ours, grafted", "ours, compact", "Grad-CAM, stage3", "Integrated Gradients", "Occlusion", "Saliency"]
+    shown = ["ours, grafted", "ours, compact", "Grad-CAM, stage3", "integrated-gradients", "occlusion", "saliency"]
     count = 5
     images, labels = test.images[:count], test.labels[:count, 0]
     columns = [("image", images)] + [(name, explainers[name](images, labels)) for name in shown]

@@ -15,7 +15,9 @@ from functools import cache
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..training import train
 
 Colour = tuple[int, int, int]
 Points = Sequence[tuple[float, float]]
@@ -139,6 +141,26 @@ def birds(count: int, seed: int = 0, size: int = 128, labels: Sequence[int] | No
 # -- drawing -----------------------------------------------------------------------------------------------------------
 
 _OWNER = {"body": 1, **{part: place + 2 for place, part in enumerate(PARTS)}}  # 0 is the background
+
+
+class BirdNet(nn.Sequential):
+    """The "user's model" for birds: a small convolutional network on images (B, 3, S, S) in [0, 1], logits (B, 24)."""
+
+    def __init__(self) -> None:
+        widths = (24, 32, 48, 64, 96, 128, 160, 192)
+        stages: list[nn.Module] = [nn.BatchNorm2d(3)]  # brings pixels to one scale
+        for index, (before, width) in enumerate(zip((3, *widths), widths, strict=False)):
+            kernel, stride = 5 if index == 0 else 3, 2 if index % 2 == 0 else 1
+            convolution = nn.Conv2d(before, width, kernel, stride, padding=kernel // 2, bias=False)
+            stages.append(nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU()))
+        super().__init__(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], len(SPECIES)))
+
+
+def train_bird_net(data: Birds, epochs: int = 12, seed: int = 0) -> BirdNet:
+    """Train a classifier of birds; returns it in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return train(BirdNet(), data.images, data.labels, epochs, seed, mirror=True)
 
 
 class _Canvas:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from ..training import train
+
 SIZE = 64  # side of the canvas, in pixels
 
 
@@ -122,24 +124,8 @@ class DigitNet(nn.Module):
         return self.head(features.mean(dim=(2, 3)))
 
 
-def train_digit_net(
-    data: ScatteredDigits, epochs: int = 8, seed: int = 0, network: nn.Module | None = None
-) -> nn.Module:
+def train_digit_net(data: ScatteredDigits, epochs: int = 5, seed: int = 0) -> DigitNet:
     """Train a classifier of single scattered digits; returns it in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = DigitNet() if network is None else network
-        network.train()
-        batch = 64
-        steps = epochs * (len(data) // batch)
-        optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
-        for _ in range(epochs):
-            order = torch.randperm(len(data))
-            for rows in order[: len(data) // batch * batch].split(batch):
-                loss = F.cross_entropy(network(data.images[rows]), data.labels[rows, 0])
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-    return network.eval()
+        return train(DigitNet(), data.images, data.labels[:, 0], epochs, seed)

@@ -1,14 +1,16 @@
-"""Insertion, deletion and localisation on cases worked by hand; fills; the comparison that puts them together."""
+"""Insertion, deletion and localisation on cases worked by hand; fills; the metrics of a study that are made of them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from captum_attnkd.evaluation import baselines, fills
-from captum_attnkd.evaluation.comparison import compare, table
-from captum_attnkd.evaluation.faithfulness import area, perturbation_curve
-from captum_attnkd.evaluation.localisation import pointing_game, saliency_share
-from torch import Tensor
+from captum_attnkd.evaluation import explainers, fills
+from captum_attnkd.evaluation.faithfulness import area, drop_and_increase, perturbation_curve
+from captum_attnkd.evaluation.localisation import pointing_game, relevance_rank, saliency_share
+from captum_attnkd.evaluation.metrics import OWN, Case, Measured, Metric
+from captum_attnkd.evaluation.road import road_curve
+from captum_attnkd.evaluation.subject import Subject
+from torch import Tensor, nn
 
 IMAGES = torch.tensor([[4.0, 2.0], [1.0, 1.0]]).reshape(1, 1, 2, 2)
 NOTHING = torch.zeros_like(IMAGES)
@@ -58,7 +60,16 @@ def test_pointing_and_share_by_hand() -> None:
     torch.testing.assert_close(saliency_share(maps, masks), torch.tensor([0.9, 0.4]))
 
 
-@pytest.mark.parametrize("metric", [pointing_game, saliency_share])
+def test_relevance_rank_by_hand() -> None:
+    maps = torch.tensor([[[[9.0, 8.0, 1.0], [7.0, 2.0, 0.0]]], [[[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]]])
+    masks = torch.tensor([[[True, False, True], [True, False, False]], [[False, True, True], [True, False, False]]])
+    # Of the three highest, 9, 8 and 7, two are the object's; ties stand in the order of reading, which holds two as well.
+    torch.testing.assert_close(relevance_rank(maps, masks), torch.tensor([2 / 3, 2 / 3]))
+    assert relevance_rank(masks[:, None].float(), masks).tolist() == [1, 1]
+    assert relevance_rank(-masks[:, None].float(), masks).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("metric", [pointing_game, saliency_share, relevance_rank])
 def test_an_object_that_is_nowhere_is_refused(metric: object) -> None:
     assert callable(metric)
     with pytest.raises(ValueError, match=r"images \[1\]"):
@@ -88,22 +99,136 @@ def test_the_fills_kept_for_evaluation_are_no_fills_of_fitting() -> None:
     assert len(fills.UNSEEN) >= 2
 
 
-def test_a_comparison_ranks_a_perfect_map_before_chance_and_chance_before_the_reverse() -> None:
-    generator = torch.Generator().manual_seed(1)
-    images = torch.rand(12, 1, 16, 16, generator=generator) ** 4
-    brightest = (images > torch.quantile(images.flatten(1), 0.9, dim=1).reshape(-1, 1, 1, 1))[:, 0]
+# -- of a study -----------------------------------------------------------------------------------------------------------
 
-    def ask(shown: Tensor) -> Tensor:
+
+class Share(nn.Module):
+    """The probability of class 0 is the share of brightness that is shown, of class 1 the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+
+    def forward(self, shown: Tensor) -> Tensor:
+        self.asked.append(len(shown))
         share = (shown.sum(dim=(1, 2, 3)) / 60).clamp(1e-6, 1 - 1e-6)
         return torch.stack([share, 1 - share], dim=1).log()
 
-    scores = compare(
-        {"perfect": lambda x, t: x, "random": baselines.random_map, "reverse": lambda x, t: 1 - x},
-        ask, images, torch.zeros(12, dtype=torch.int64), torch.zeros(1), torch.zeros(1), brightest, batch=6, steps=8,
-    )  # fmt: skip
-    rows = table(scores)
-    assert rows.index.tolist() == ["perfect", "random", "reverse"]
-    for column, better in (("insertion ↑", 1), ("deletion ↓", -1), ("pointing ↑", 1), ("share inside ↑", 1)):
-        perfect, chance, reverse = (better * rows[column]).tolist()
+
+BY_NAME = {metric.name: metric for metric in OWN}
+DRAWN = torch.Generator().manual_seed(1)
+BRIGHT = torch.rand(7, 1, 16, 16, generator=DRAWN) ** 4
+BRIGHTEST = (torch.quantile(BRIGHT.flatten(1), 0.9, dim=1).reshape(-1, 1, 1, 1) < BRIGHT)[:, 0]
+CLASSES = torch.tensor([0, 0, 1, 0, 1, 0, 0])
+
+
+def case_of(maps: Tensor, targets: Tensor | None = None, **more: Tensor) -> Case:
+    subject = Subject(Share(), None, torch.full((1,), 0.2), torch.full((1,), 0.1), batch=3, seed=4, precision="fp32")
+    targets = torch.zeros(7, dtype=torch.int64) if targets is None else targets
+    return Case(subject, BRIGHT, targets, maps, lambda x, t: x, **({"masks": BRIGHTEST, "parts": BRIGHTEST} | more))
+
+
+@pytest.mark.parametrize("name", list(BY_NAME))
+def test_every_metric_gives_one_number_an_image_the_same_each_time_in_batches(name: str) -> None:
+    case = case_of(explainers.random_map(BRIGHT, CLASSES), CLASSES)
+    assert isinstance(case.subject.model, Share)
+    found, again = BY_NAME[name].of(case), BY_NAME[name].of(case)
+    assert max(case.subject.model.asked, default=0) <= 3
+    assert set(found.better) <= set(found.scores)
+    assert set(found.better.values()) <= {"higher", "lower"}
+    for label, values in found.scores.items():
+        assert values.shape == (7,)
+        assert bool(torch.isfinite(values).all())
+        assert torch.equal(values, again.scores[label])
+    for curve in found.curves.values():
+        assert len(curve) == 7
+
+
+@pytest.mark.parametrize("name", list(BY_NAME))
+def test_every_metric_ranks_a_perfect_map_before_chance_and_chance_before_the_reverse(name: str) -> None:
+    maps = {"perfect": BRIGHT, "random": explainers.random_map(BRIGHT, CLASSES), "reverse": 1 - BRIGHT}
+    found = {label: BY_NAME[name].of(case_of(one)) for label, one in maps.items()}
+    for column, better in found["perfect"].better.items():
+        sign = 1 if better == "higher" else -1
+        perfect, chance, reverse = (sign * float(found[label].scores[column].mean()) for label in maps)
+        if column == "increase in confidence":
+            continue  # no part of an image is brighter than the whole
         assert perfect > chance >= reverse, column
-    assert scores["perfect"].pointing.tolist() == [1.0] * 12
+
+
+def test_insertion_and_deletion_are_those_of_every_fill_on_the_class_itself() -> None:
+    case = case_of(explainers.random_map(BRIGHT, CLASSES), CLASSES)
+    found = BY_NAME["insertion-deletion"].of(case)
+    areas: dict[str, Tensor] = {}
+    for fill, make in fills.FILLS.items():
+        hidden = make(BRIGHT, case.subject.mean, case.subject.deviation, torch.Generator().manual_seed(4))
+        for kind, insert in (("insertion", True), ("deletion", False)):
+            curve = perturbation_curve(case.subject.ask, BRIGHT, case.maps, CLASSES, hidden, insert, steps=10)
+            torch.testing.assert_close(found.curves[f"{kind}, {fill}"], curve)
+            areas[f"{kind}, {fill}"] = area(curve)
+            torch.testing.assert_close(found.scores[f"{kind}, {fill}"], areas[f"{kind}, {fill}"])
+
+    def mean(kind: str, names: tuple[str, ...]) -> Tensor:
+        return torch.stack([areas[f"{kind}, {fill}"] for fill in names]).mean(dim=0)
+
+    every = tuple(fills.FILLS)
+    torch.testing.assert_close(found.scores["insertion"], mean("insertion", every))
+    torch.testing.assert_close(found.scores["deletion"], mean("deletion", every))
+    for label, names in (("", every), (", unseen fills", fills.UNSEEN)):
+        gap = mean("insertion", names) - mean("deletion", names)
+        torch.testing.assert_close(found.scores[f"insertion less deletion{label}"], gap)
+    assert list(found.better.values()) == ["higher", "lower", "higher", "higher"]
+
+
+def test_road_and_drop_are_those_of_the_functions() -> None:
+    case = case_of(explainers.random_map(BRIGHT, CLASSES), CLASSES)
+    ask = case.subject.ask
+    found = BY_NAME["road"].of(case)
+    for label, first, better in (("most", True, "lower"), ("least", False, "higher")):
+        drawn = torch.Generator().manual_seed(4)
+        parts = zip(*(part.split(3) for part in (BRIGHT, case.maps, CLASSES)), strict=True)
+        curve = torch.cat([road_curve(ask, x, m, t, first, drawn) for x, m, t in parts])
+        torch.testing.assert_close(found.curves[f"ROAD, {label} relevant first"], curve)
+        torch.testing.assert_close(found.scores[f"ROAD, {label} relevant first"], curve.mean(dim=1))
+        assert found.better[f"ROAD, {label} relevant first"] == better
+    drop, rose = drop_and_increase(ask, BRIGHT, case.maps, CLASSES, torch.full_like(BRIGHT, 0.2))
+    measured = BY_NAME["drop-increase"].of(case)
+    torch.testing.assert_close(measured.scores["average drop"], drop)
+    assert torch.equal(measured.scores["increase in confidence"], rose)
+    assert measured.better == {"average drop": "lower", "increase in confidence": "higher"}
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "function"),
+    [
+        ("pointing", "masks", pointing_game),
+        ("relevance-mass", "masks", saliency_share),
+        ("relevance-rank", "masks", relevance_rank),
+        ("part-hit", "parts", pointing_game),
+        ("part-mass", "parts", saliency_share),
+    ],
+)
+def test_images_whose_mask_is_empty_have_no_score(name: str, where: str, function: object) -> None:
+    assert callable(function)
+    masks = BRIGHTEST.clone()
+    masks[[2, 5]] = False
+    maps = explainers.random_map(BRIGHT, CLASSES)
+    (found,) = BY_NAME[name].of(case_of(maps, **{where: masks})).scores.values()
+    known = masks.flatten(1).any(dim=1)
+    assert torch.isnan(found).tolist() == [False, False, True, False, False, True, False]
+    torch.testing.assert_close(found[known], function(maps[known], masks[known]))
+    (found,) = BY_NAME[name].of(case_of(maps, **{where: torch.zeros_like(masks)})).scores.values()
+    assert bool(torch.isnan(found).all())
+    other = {"masks", "parts"} - {where}
+    (found,) = BY_NAME[name].of(case_of(maps, **{other.pop(): torch.zeros_like(masks)})).scores.values()
+    assert bool(torch.isfinite(found).all()), f"looks at {where} alone"
+
+
+def test_what_is_not_one_number_an_image_is_refused() -> None:
+    case = case_of(BRIGHT)
+    for shape in ((6,), (7, 1), ()):
+        metric = Metric("wrong", "complexity", lambda case, shape=shape: Measured({"x": torch.zeros(shape)}, {}))
+        with pytest.raises(ValueError, match="numbers for 7 images"):
+            metric.of(case)
+    with pytest.raises(ValueError, match="needs parts, which these images do not come with"):
+        BY_NAME["part-hit"].of(Case(case.subject, case.images, case.targets, case.maps, case.explain, masks=BRIGHTEST))

@@ -1,0 +1,151 @@
+"""The classifier of a study: one of torchvision's, one that a function of the user's makes, or one of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from captum_attnkd import checkpoint
+from captum_attnkd.errors import CheckpointError
+
+from .methods import imported, unknown
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A classifier, and how images are brought to it. A function named `module:function` may return one, or a model alone.
+
+    Attributes:
+        model: images (B, C, S, S) -> scores (B, K); a module in evaluation mode, or any function.
+        size: S, in pixels.
+        mean: of pixels in [0, 1] per channel: subtracted.
+        deviation: likewise: divided by.
+        classes: names, K of them; or None.
+    """
+
+    model: nn.Module | Callable[[Tensor], Tensor]
+    size: int = 224
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    deviation: tuple[float, ...] = (0.229, 0.224, 0.225)
+    classes: tuple[str, ...] | None = None
+
+
+class Asked(nn.Module):
+    """A function as a module: methods that need layers or gradients will say that there are none.
+
+    Args:
+        function: images (B, C, H, W) -> scores (B, K).
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores (B, K)."""
+        return self.function(images)
+
+
+def find_classifier(name: str, weights: str | None = None, kept: Path | None = None) -> Classifier:
+    """A classifier by name.
+
+    Args:
+        name: `module:function`, called without arguments; one of torchvision's models; `digits` or `birds`, trained at
+            the first use, in minutes.
+        weights: for torchvision's models: a state dict in a .safetensors file, or the name of torchvision's weights, such
+            as DEFAULT, which are fetched if they are not there yet. None leaves them random.
+        kept: folder where `digits` and `birds` are kept once trained.
+
+    Raises:
+        ValueError: there is no such model, or what was made is none.
+        OSError: the weights cannot be read.
+    """
+    if name in OURS:
+        return _ours(name, kept)
+    if ":" in name:
+        return _made(name)
+    return _torchvision(name, weights)
+
+
+def _made(name: str) -> Classifier:
+    if str(Path.cwd()) not in sys.path:  # as `python -m` has it
+        sys.path.insert(0, str(Path.cwd()))
+    make = imported(name)
+    if not callable(make):
+        raise ValueError(f"{name} is a {type(make).__name__}; a function that returns the model was expected")
+    made = make()
+    found = made if isinstance(made, Classifier) else Classifier(made)
+    if not callable(found.model):
+        raise ValueError(f"{name} returned a {type(found.model).__name__}; a model or a Classifier was expected")
+    return found
+
+
+def _torchvision(name: str, weights: str | None) -> Classifier:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ValueError(unknown("model", name, [*OURS, *known]))
+    if weights is None or weights.endswith(".safetensors"):
+        model = models.get_model(name, weights=None)
+        if weights is not None:
+            model.load_state_dict(load_file(weights))
+        found = Classifier(model.eval())
+        return replace(found, size=299) if name == "inception_v3" else found
+    try:
+        chosen = models.get_weight(f"{models.get_model_weights(name).__name__}.{weights}")
+    except (AttributeError, KeyError, ValueError) as error:
+        there = [one.name for one in models.get_model_weights(name)]
+        raise ValueError(f"{name} has no weights {weights!r}; known: DEFAULT, {', '.join(there)}") from error
+    brought: Any = chosen.transforms()
+    return Classifier(
+        models.get_model(name, weights=chosen).eval(), int(brought.crop_size[0]), tuple(brought.mean),
+        tuple(brought.std), tuple(chosen.meta["categories"]),
+    )  # fmt: skip
+
+
+def _digits() -> tuple[nn.Module, Callable[[], nn.Module], Classifier]:
+    from .datasets.digits import SIZE, DigitNet, scattered_digits, train_digit_net
+
+    net = DigitNet().eval()
+    about = Classifier(net, SIZE, (0.0,), (1.0,), tuple(str(digit) for digit in range(10)))
+    return net, lambda: train_digit_net(scattered_digits(3000, seed=0)), about
+
+
+def _birds() -> tuple[nn.Module, Callable[[], nn.Module], Classifier]:
+    from .datasets.birds import SPECIES, BirdNet, birds, train_bird_net
+
+    net = BirdNet().eval()
+    about = Classifier(net, 128, (0.0,) * 3, (1.0,) * 3, tuple(species.name for species in SPECIES))
+    return net, lambda: train_bird_net(birds(3600, seed=0)), about
+
+
+OURS = {"digits": _digits, "birds": _birds}
+
+
+def _ours(name: str, kept: Path | None) -> Classifier:
+    network, trained, about = OURS[name]()
+    path = None if kept is None else kept / f"{name}.safetensors"
+    design = hashlib.sha256(repr(network).encode()).hexdigest()[:16]
+    if path is not None and path.exists():
+        try:
+            tensors, meta = checkpoint.read(path, "classifier")
+            if meta.get("network") != design:
+                raise CheckpointError(f"{path} holds another network; remove it to train anew")
+            network.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path} does not fit: {error}") from error
+        return about
+    network.load_state_dict(trained().state_dict())
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
+        checkpoint.write(path, "classifier", state, {"network": design})
+    return about

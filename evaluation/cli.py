@@ -1,0 +1,351 @@
+"""The command `attnkd`: comparative studies of explainers on your own model and images."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from captum_attnkd.errors import AttnKDError
+
+from .methods import METHODS, Method, find_method
+from .metrics import Metric, all_metrics, find_metric
+from .preparing import Prepared, prepare
+from .report import About, write_report
+from .sources import GENERATED, KINDS, ImageSet
+from .speed import break_even, machine, speed
+from .store import Store
+from .study import Outcome, Study
+from .summary import means
+from .verification import verify
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Explain an image classifier in one forward pass - and compare that, honestly, with what you would use instead.",
+)
+
+# Cheap enough to run on hundreds of images; the others are asked for by name.
+DEFAULT_METHODS = (
+    "ours", "saliency", "input-x-gradient", "integrated-gradients", "smooth-grad", "gradient-shap", "guided-backprop",
+    "guided-grad-cam", "grad-cam", "grad-cam++", "layer-cam", "eigen-cam", "occlusion", "blurred-grad-cam", "mean-map",
+    "edges", "centre", "random",
+)  # fmt: skip
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="`module:function` that returns the model (or a `Classifier`, which also says how images are brought to it), "
+        "a torchvision name such as `resnet50`, or `digits` or `birds`: small networks of our own on images with exact truth, "
+        "trained at the first use.",
+    ),
+]
+Images = Annotated[
+    str,
+    typer.Option(
+        "--images",
+        "-i",
+        help="`folder:DIR` (or just DIR), `masked:DIR` with `images/` and `masks/`, `voc:DIR`, `coco:FILE.json@DIR`, `pets:DIR`, "
+        "`voc-segmentation:DIR`, `imagenette:DIR`; or drawn by us: `digits:N`, `two-digits:N`, `digit-mosaics:N`, `birds:N`, "
+        "`bird-pairs:N`.",
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the report, the cache and the surrogate.")]
+Methods = Annotated[
+    str,
+    typer.Option(help="Names by comma, `default`, or `all`; one of yours is `module:object`. See `attnkd names`."),
+]
+Metrics = Annotated[
+    str,
+    typer.Option(help="Names by comma, `default` (all that the images allow and that ask no method anew), or `all`."),
+]
+FitOn = Annotated[
+    str | None,
+    typer.Option(
+        "--fit",
+        help="Images to fit our surrogate on, named as in --images; labels are not used. `rest`: those that --held-out leaves.",
+    ),
+]
+Surrogate = Annotated[Path | None, typer.Option(help="A surrogate that was fitted before, instead of --fit.")]
+Student = Annotated[str, typer.Option(help="`auto`, `grafted` or `compact`.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="For torchvision models: a .safetensors file, or `DEFAULT` (fetched from the network). Else random."
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Images at most, spread evenly over the source.")]
+HeldOut = Annotated[
+    int | None, typer.Option(min=1, help="Study so many images, by a fixed shuffle; keep the rest for --fit rest.")
+]
+Layer = Annotated[
+    str | None, typer.Option(help="Where CAM methods look; default: the last layer with a spatial extent.")
+]
+Size = Annotated[
+    int | None, typer.Option(min=8, help="Side of the images, in pixels; default: as the model has it, else 224.")
+]
+Mean = Annotated[str | None, typer.Option(help="Per channel, by comma, of pixels in [0, 1]; default: ImageNet's.")]
+Deviation = Annotated[str | None, typer.Option(help="Likewise.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images at a time.")]
+Seed = Annotated[int, typer.Option(help="Of the fit, and of all that methods and metrics draw.")]
+Device = Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1`, ...")]
+Precision = Annotated[str, typer.Option(help="In which metrics ask the model: `fp32`, `bf16`, or `auto`.")]
+Download = Annotated[bool, typer.Option("--download", help="Let torchvision's data sets be fetched.")]
+
+
+@app.command("study")
+def study_command(
+    model: Model,
+    images: Images,
+    out: Out = Path("out/study"),
+    fit: FitOn = None,
+    surrogate: Surrogate = None,
+    methods: Methods = "default",
+    metrics: Metrics = "default",
+    reference: Annotated[
+        str | None, typer.Option(help="Method that the others are compared with; default: the first.")
+    ] = None,
+    student: Student = "auto",
+    weights: Weights = None,
+    limit: Limit = None,
+    held_out: HeldOut = None,
+    layer: Layer = None,
+    size: Size = None,
+    mean: Mean = None,
+    deviation: Deviation = None,
+    batch: Batch = 30,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    precision: Precision = "auto",
+    download: Download = False,
+    costs: Annotated[bool, typer.Option(help="Also time the methods, at batch 1 and 32; adds some minutes.")] = True,
+    gallery: Annotated[int, typer.Option(min=0, help="Images in the report's gallery.")] = 8,
+) -> None:
+    """Compare explainers on your model and images; write a report.
+
+    Maps and scores are kept in OUT/cache by content: a study that was stopped goes on, and a further method is worked out alone.
+    A method or metric that fails has its reason in its cell and stops nothing else.
+
+    A first try, minutes:
+
+        attnkd study -m digits -i digits:60 --fit digits-train -o out/digits
+
+    Your photographs, 120 of them held out of the fit:
+
+        attnkd study -m mine.py_module:make_model -i folder:photos --held-out 120 --fit rest -o out/photos
+    """
+    started = time.monotonic()
+    with _told():
+        chosen = _methods(methods, fit is not None or surrogate is not None)
+        prepared = _prepared(**{name: value for name, value in locals().items() if name in _PREPARING})
+        measured = _metrics(metrics, prepared.data)
+        compared = Study(prepared.subject, prepared.data, chosen, measured, Store(out / "cache"))
+        reference = reference or chosen[0].name
+        if reference not in {method.name for method in chosen}:
+            raise ValueError(f"the reference {reference!r} is not among the methods")
+        typer.echo(
+            f"{len(compared.data)} images, {len(chosen)} methods, {len(measured)} metrics, on {machine()}"
+            + ("" if compared.right is None else f"; the model is right on {compared.right:.1%}")
+        )
+        outcomes = compared.run()
+        taken = None
+        if costs:
+            taken = speed(compared.questioned, chosen, prepared.data.images, compared.asked, repeats=3)
+        attribution = prepared.subject.surrogate
+        report = None if attribution is None else attribution.report_
+        about = About(
+            title=f"{model} on {images}",
+            command=shlex.join(["attnkd", *sys.argv[1:]]),
+            model=model,
+            source=images,
+            classes=prepared.classifier.classes,
+            fit=None if report is None else report.as_dict(),
+            seconds=time.monotonic() - started,
+        )
+        path = write_report(out, compared, outcomes, about, reference, taken, gallery)
+        _print(outcomes, measured)
+        typer.echo(f"\nReport: {path}   ({time.monotonic() - started:.0f} s)")
+
+
+@app.command("speed")
+def speed_command(
+    model: Model,
+    images: Images,
+    out: Out = Path("out/speed"),
+    fit: FitOn = None,
+    surrogate: Surrogate = None,
+    methods: Methods = "default",
+    batches: Annotated[str, typer.Option(help="Images at once, by comma.")] = "1,32",
+    repeats: Annotated[int, typer.Option(min=1, help="Taken in turn over all methods.")] = 7,
+    student: Student = "auto",
+    weights: Weights = None,
+    limit: Limit = 32,
+    held_out: HeldOut = None,
+    layer: Layer = None,
+    size: Size = None,
+    mean: Mean = None,
+    deviation: Deviation = None,
+    batch: Batch = 32,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    precision: Precision = "fp32",
+    download: Download = False,
+) -> None:
+    """Time explainers against the model's own forward pass: interleaved repeats, medians, ratios, memory, break-even."""
+    with _told():
+        chosen = _methods(methods, fit is not None or surrogate is not None)
+        prepared = _prepared(**{name: value for name, value in locals().items() if name in _PREPARING})
+        targets = prepared.subject.ask(prepared.data.images).argmax(dim=1)
+        sizes = [int(one) for one in batches.split(",")]
+        table = speed(prepared.subject, chosen, prepared.data.images, targets, sizes, repeats)
+        out.mkdir(parents=True, exist_ok=True)
+        table.to_csv(out / "speed.csv", index=False)
+        wide = table[table["failure"] == ""].pivot(index="method", columns="batch", values=["ms", "ratio", "peak_mib"])
+        order = [name for name in table["method"].unique() if name in wide.index]
+        typer.echo(f"{machine()}; medians of {repeats} repeats, milliseconds an image, ratio to the forward pass\n")
+        typer.echo(wide.loc[order].to_string(float_format=lambda value: f"{value:.2f}", na_rep="-"))
+        for row in table[table["failure"] != ""].itertuples():
+            typer.echo(f"{row.method} failed: {row.failure}")
+        attribution = prepared.subject.surrogate
+        if attribution is not None and attribution.report_ is not None and "ours" in order:
+            cost = attribution.report_
+            one = table[table["batch"] == sizes[-1]].set_index("method")["ms"] / 1e3
+            typer.echo(
+                f"\nThe fit took {cost.seconds:.0f} s and {cost.target_queries:,} images sent to the model; it pays from"
+            )
+            for name, count in break_even(one.to_dict(), "ours", cost.seconds).items():
+                if count < float("inf"):
+                    typer.echo(f"   {count:>8,} images on against {name}")
+        typer.echo(f"\nTable: {out / 'speed.csv'}")
+
+
+@app.command("verify")
+def verify_command(
+    model: Model,
+    images: Images,
+    limit: Limit = 30,
+    weights: Weights = None,
+    size: Size = None,
+    mean: Mean = None,
+    deviation: Deviation = None,
+    batch: Batch = 30,
+    out: Out = Path("out/study"),
+) -> None:
+    """Compute our metrics on your model and images with independent implementations too: differences and times."""
+    with _told():
+        prepared = _prepared(**{name: value for name, value in locals().items() if name in _PREPARING})
+        targets = prepared.subject.ask(prepared.data.images).argmax(dim=1)
+        table = verify(prepared.subject, prepared.data, targets)
+        typer.echo(f"{len(prepared.data)} images; {machine()}\n\n{table.to_string(index=False)}")
+
+
+@app.command("names")
+def names_command() -> None:
+    """What methods, metrics and kinds of images there are."""
+    typer.echo("Methods (* = default)")
+    for method in METHODS.values():
+        settings = ", ".join(f"{name}={value:.3g}" for name, value in method.settings.items())
+        typer.echo(f"  {'*' if method.name in DEFAULT_METHODS else ' '} {method.name:<22}{method.kind:<18}{settings}")
+    typer.echo("\nMetrics (names in capitals are Quantus')")
+    for metric in all_metrics().values():
+        notes = [f"needs {metric.needs}"] if metric.needs else []
+        notes += ["asks the method anew: not in default"] if metric.asks_method else []
+        typer.echo(f"    {metric.name:<26}{metric.family:<16}{'; '.join(notes)}")
+        typer.echo(textwrap.indent(textwrap.fill(metric.meaning, 110), " " * 8))
+    typer.echo(f"\nImages\n    {', '.join([*KINDS, *GENERATED])}")
+
+
+_PREPARING = (
+    "model", "images", "fit", "surrogate", "student", "weights", "limit", "held_out", "layer", "size", "mean", "deviation",
+    "batch", "seed", "device", "precision", "download", "out",
+)  # fmt: skip
+
+
+def _prepared(out: Path, mean: str | None, deviation: str | None, model: str, images: str, **rest: object) -> Prepared:
+    return prepare(
+        model, images, folder=out, mean=_numbers(mean, "mean"), deviation=_numbers(deviation, "deviation"),
+        **rest,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _numbers(text: str | None, name: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) not in (1, 3):
+        raise ValueError(f"--{name} is one or three numbers by comma, got {text!r}")
+    return found
+
+
+def _methods(names: str, fitted: bool) -> list[Method]:
+    if names in ("default", "all"):
+        chosen = [METHODS[name] for name in (DEFAULT_METHODS if names == "default" else METHODS)]
+        return chosen if fitted else [method for method in chosen if not method.learned]
+    found = [find_method(name.strip()) for name in names.split(",")]
+    learned = [method.name for method in found if method.learned]
+    if learned and not fitted:
+        raise ValueError(f"{', '.join(learned)} needs a surrogate: --fit on images, or --surrogate FILE")
+    return found
+
+
+def _metrics(names: str, data: ImageSet) -> list[Metric]:
+    if names == "all":
+        return list(all_metrics().values())
+    if names != "default":
+        return [find_metric(name.strip()) for name in names.split(",")]
+    return [
+        metric
+        for metric in all_metrics().values()
+        if not metric.asks_method and (metric.needs is None or getattr(data, metric.needs) is not None)
+    ]
+
+
+def _print(outcomes: Mapping[str, Outcome], metrics: Sequence[Metric]) -> None:
+    """Means, a row a method, a table a metric; failures by name."""
+    for metric in metrics:
+        table = means(outcomes, [metric.name]).dropna(how="all")
+        if len(table):
+            typer.echo(f"\n{metric.name}\n{table.to_string(float_format=lambda value: f'{value:.3f}', na_rep='-')}")
+    for name, outcome in outcomes.items():
+        if outcome.failure:
+            typer.echo(f"failed: {name}: {outcome.failure}")
+        for failed, why in outcome.failures.items():
+            typer.echo(f"failed: {name}, {failed}: {why}")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What the user can mend is said in a line; everything else is a fault of ours, and keeps its traceback."""
+    try:
+        yield
+    except (ValueError, OSError, AttnKDError, ImportError) as error:
+        typer.echo(f"attnkd: {error}", err=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt:
+        typer.echo("attnkd: stopped; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Run the command."""
+    torch.set_float32_matmul_precision("highest")
+    app()
+
+
+if __name__ == "__main__":
+    main()

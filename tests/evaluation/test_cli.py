@@ -1,0 +1,227 @@
+"""The command as a user meets it: names to models and images, a study that goes on, errors in a line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from captum_attnkd.evaluation import classifiers, explainers
+from captum_attnkd.evaluation.classifiers import Classifier, find_classifier
+from captum_attnkd.evaluation.cli import app
+from captum_attnkd.evaluation.preparing import prepare
+from captum_attnkd.evaluation.sources import Rest, square
+from captum_attnkd.evaluation.verification import verify
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision import models
+from typer.testing import CliRunner
+
+from captum_attnkd import AttentiveKDAttribution
+
+MODEL = """
+import torch
+from torch import nn
+from captum_attnkd.evaluation.classifiers import Classifier
+
+def make():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU(),
+                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4))
+    return Classifier(net.eval(), 32, (0.5,) * 3, (0.5,) * 3, ("a", "b", "c", "d"))
+
+def function():
+    net = make().model
+    @torch.no_grad()
+    def ask(images):
+        return net(images).softmax(dim=1)
+    return Classifier(ask, 32, (0.5,) * 3, (0.5,) * 3)
+
+number = 3
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a module `mine` and twelve photographs of noise, as the working directory."""
+    (tmp_path / "mine.py").write_text(MODEL)
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(24):
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(
+            tmp_path / "photos" / f"{index:02d}.png"
+        )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return tmp_path
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+STUDY = ("study", "-m", "mine:make", "-i", "photos", "--held-out", "6", "--out", "here", "--batch", "3", "--no-costs")
+
+
+def test_a_study_from_the_command_line_and_again_from_its_cache(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = (*STUDY, "--methods", "saliency,grad-cam,random", "--metrics", "insertion-deletion,Sparseness")
+    code, said = run(*asked)
+    assert code == 0, said
+    assert "6 images, 3 methods, 2 metrics" in said
+    first = pd.read_csv(place / "here" / "scores.csv")
+    assert set(first["method"]) == {"saliency", "grad-cam", "random"}
+    assert (first.groupby(["method", "metric"])["image"].nunique() == 6).all()
+    about = json.loads((place / "here" / "study.json").read_text())
+    assert about["about"]["model"] == "mine:make"
+    assert (place / "here" / "report.html").stat().st_size > 10_000
+
+    def broken(*_: object) -> None:
+        raise AssertionError("maps that are kept must not be made again")
+
+    monkeypatch.setattr(explainers.Saliency, "attribute", broken)
+    code, said = run(*asked)
+    assert code == 0
+    assert "failed" not in said
+    pd.testing.assert_frame_equal(first, pd.read_csv(place / "here" / "scores.csv"))
+
+
+def test_ours_is_fitted_on_the_rest_and_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = AttentiveKDAttribution.fit
+    seen: list[int] = []
+
+    def short(self: AttentiveKDAttribution, loader: torch.utils.data.DataLoader, **settings: object) -> object:
+        seen.append(sum(len(batch) for batch in loader))
+        return fit(self, loader, distil_steps=1, explain_steps=1, batch_size=4, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(AttentiveKDAttribution, "fit", short)
+    code, said = run(*STUDY, "--fit", "rest", "--methods", "ours,random", "--metrics", "road")
+    assert code == 0, said
+    assert seen == [18], "24 photographs, 6 of them held out"
+    assert (place / "here" / "surrogate.safetensors").exists()
+    code, said = run(
+        *STUDY, "--surrogate", "here/surrogate.safetensors", "--methods", "ours,random", "--metrics", "road"
+    )
+    assert code == 0, said
+    assert len(seen) == 1
+
+
+def test_speed_prints_a_table_and_when_the_fit_pays(place: Path) -> None:
+    code, said = run(
+        "speed", "-m", "mine:make", "-i", "photos", "--methods", "saliency,integrated-gradients", "--batches", "1,4",
+        "--repeats", "1", "--out", "here",
+    )  # fmt: skip
+    assert code == 0, said
+    table = pd.read_csv(place / "here" / "speed.csv")
+    assert set(table["batch"]) == {1, 4}
+    slow, quick = (table[table["method"] == name]["ms"].min() for name in ("integrated-gradients", "forward pass"))
+    assert slow > quick
+
+
+def test_our_metrics_agree_with_independent_implementations(place: Path) -> None:
+    (place / "set" / "images").mkdir(parents=True)
+    (place / "set" / "masks").mkdir()
+    for index in range(6):
+        mask = np.zeros((40, 48), dtype=np.uint8)
+        mask[5 : 15 + 2 * index, 10:30] = 255
+        Image.fromarray(mask).save(place / "set" / "masks" / f"{index:02d}.png")
+        (place / "photos" / f"{index:02d}.png").rename(place / "set" / "images" / f"{index:02d}.png")
+    prepared = prepare("mine:make", "masked:set", folder=place / "here", batch=4)
+    table = verify(prepared.subject, prepared.data, torch.arange(6) % 4, repeats=1).set_index("with")
+    assert list(table["numbers compared"]) == [6 * 16, 4 * 4, 6, 6, 6]
+    assert float(table["largest difference"].max()) < 2e-5
+
+
+def test_a_model_that_is_only_a_function_fails_where_layers_are_needed_and_nowhere_else(place: Path) -> None:
+    code, said = run(
+        "study", "-m", "mine:function", "-i", "photos", "--limit", "4", "--out", "here", "--no-costs",
+        "--methods", "occlusion,grad-cam,random", "--metrics", "insertion-deletion",
+    )  # fmt: skip
+    assert code == 0
+    assert "failed: grad-cam: ValueError: the model has no layer with a spatial extent" in said
+    table = pd.read_csv(place / "here" / "summary.csv")
+    assert set(table[table["failure"].isna()]["method"]) == {"occlusion", "random"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("-m", "mine:make", "-i", "photos", "--methods", "grad-kam"), "did you mean grad-cam"),
+        (("-m", "mine:make", "-i", "photos", "--metrics", "raod"), "did you mean road"),
+        (("-m", "mine:make", "-i", "photos", "--methods", "ours"), "--fit"),
+        (("-m", "mine:make", "-i", "photos", "--fit", "rest"), "--held-out"),
+        (("-m", "mine:make", "-i", "photos", "--held-out", "24"), "24 of them cannot be held out"),
+        (("-m", "mine:make", "-i", "nowhere"), "no file or folder nowhere"),
+        (("-m", "mine:make", "-i", "bird:3"), "did you mean birds"),
+        (("-m", "mine:makes", "-i", "photos"), "cannot be imported"),
+        (("-m", "mine:number", "-i", "photos"), "is a int"),
+        (("-m", "resnet5", "-i", "photos"), "did you mean resnet50"),
+        (("-m", "resnet18", "-i", "photos", "--weights", "BEST"), "has no weights 'BEST'"),
+        (("-m", "mine:make", "-i", "photos", "--layer", "nine"), "has no layer 'nine'"),
+        (("-m", "mine:make", "-i", "photos", "--mean", "a,b"), "--mean is one or three numbers"),
+        (("-m", "mine:make", "-i", "photos", "--methods", "random", "--reference", "rise"), "not among the methods"),
+    ],
+)
+def test_what_the_user_can_mend_is_said_in_a_line(place: Path, arguments: tuple[str, ...], said: str) -> None:
+    code, output = run("study", *arguments, "--out", "here")
+    assert code == 2
+    assert said in output
+    assert len(output.strip().splitlines()) == 1
+
+
+def test_torchvision_models_take_weights_from_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    there = models.mobilenet_v3_small(weights=None)
+    save_file(there.state_dict(), tmp_path / "w.safetensors")
+    found = find_classifier("mobilenet_v3_small", str(tmp_path / "w.safetensors"))
+    assert isinstance(found.model, nn.Module)
+    assert not found.model.training
+    torch.testing.assert_close(found.model.state_dict(), there.state_dict(), rtol=0, atol=0)
+
+
+def test_our_classifiers_are_trained_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times: list[int] = []
+    network, _, about = classifiers.OURS["digits"]()
+
+    def made() -> tuple[nn.Module, object, Classifier]:
+        fresh, _, its = classifiers._digits()
+
+        def trained() -> nn.Module:
+            times.append(1)
+            return network
+
+        return fresh, trained, its
+
+    monkeypatch.setitem(classifiers.OURS, "digits", made)
+    one, two = (find_classifier("digits", kept=tmp_path).model for _ in range(2))
+    assert len(times) == 1
+    images = torch.rand(2, 1, about.size, about.size)
+    assert isinstance(one, nn.Module)
+    assert isinstance(two, nn.Module)
+    wanted: Tensor = network(images)
+    assert torch.equal(one(images), wanted)
+    assert torch.equal(two(images), wanted)
+
+
+def test_a_broken_photograph_is_named_and_does_not_stop_the_fit(place: Path) -> None:
+    (place / "photos" / "07.png").write_bytes(b"not an image")
+    rest = Rest("photos", square(32, (0.5,) * 3, (0.5,) * 3))
+    with pytest.warns(UserWarning, match=r"not learned from .*07\.png"):
+        count = sum(len(batch) for batch in rest.batches(8))
+    assert count == 23
+
+
+def test_held_out_and_rest_share_no_image(place: Path) -> None:
+    prepared = prepare("mine:make", "photos", folder=place / "here", held_out=6)
+    transform = square(32, (0.5,) * 3, (0.5,) * 3)
+    rest = [image for batch in Rest("photos", transform, held_out=6).batches() for image in batch]
+    assert len(rest) == 18
+    assert not any(torch.equal(image, other) for image in prepared.data.images for other in rest)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -114,7 +115,7 @@ def _torchvision(name: str, weights: str | None) -> Classifier:
 def _digits() -> tuple[nn.Module, Callable[[], nn.Module], Classifier]:
     from .datasets.digits import SIZE, DigitNet, scattered_digits, train_digit_net
 
-    net = DigitNet().eval()
+    net = DigitNet().eval().to(memory_format=torch.channels_last)
     about = Classifier(net, SIZE, (0.0,), (1.0,), tuple(str(digit) for digit in range(10)))
     return net, lambda: train_digit_net(scattered_digits(3000, seed=0)), about
 
@@ -122,7 +123,7 @@ def _digits() -> tuple[nn.Module, Callable[[], nn.Module], Classifier]:
 def _birds() -> tuple[nn.Module, Callable[[], nn.Module], Classifier]:
     from .datasets.birds import SPECIES, BirdNet, birds, train_bird_net
 
-    net = BirdNet().eval()
+    net = BirdNet().eval().to(memory_format=torch.channels_last)
     about = Classifier(net, 128, (0.0,) * 3, (1.0,) * 3, tuple(species.name for species in SPECIES))
     return net, lambda: train_bird_net(birds(3600, seed=0)), about
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import textwrap
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import torch
 import typer
 
@@ -22,7 +24,7 @@ from .preparing import Prepared, prepare
 from .report import About, write_report
 from .sources import GENERATED, KINDS, ImageSet
 from .speed import break_even, machine, speed
-from .store import Store
+from .store import Store, key
 from .study import Outcome, Study
 from .summary import means
 from .verification import verify
@@ -162,7 +164,7 @@ def study_command(
         outcomes = compared.run()
         taken = None
         if costs:
-            taken = speed(compared.questioned, chosen, prepared.data.images, compared.asked, repeats=3)
+            taken = _costs(compared, chosen, out / "cache" / "costs")
         attribution = prepared.subject.surrogate
         report = None if attribution is None else attribution.report_
         about = About(
@@ -313,6 +315,24 @@ def _metrics(names: str, data: ImageSet) -> list[Metric]:
         for metric in all_metrics().values()
         if not metric.asks_method and (metric.needs is None or getattr(data, metric.needs) is not None)
     ]
+
+
+def _costs(study: Study, methods: Sequence[Method], folder: Path) -> pd.DataFrame:
+    """Times of the methods, of this run or of an earlier one of the same on the same machine."""
+    subject = study.questioned
+    name = key(
+        "costs", machine(), subject.fingerprint, subject.surrogate_fingerprint, list(study.data.images.shape[1:]),
+        [[method.name, method.settings] for method in methods],
+    )  # fmt: skip
+    path = folder / f"{name}.json"
+    if path.exists():
+        return pd.read_json(path, orient="table")
+    table = speed(subject, methods, study.data.images, study.asked, repeats=3)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}")
+    table.to_json(part, orient="table", index=False)
+    part.replace(path)
+    return table
 
 
 def _print(outcomes: Mapping[str, Outcome], metrics: Sequence[Metric]) -> None:

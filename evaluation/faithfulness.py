@@ -14,7 +14,14 @@ Ask = Callable[[Tensor], Tensor]  # images (B, C, H, W) -> log-probabilities (B,
 
 @torch.no_grad()
 def perturbation_curve(
-    ask: Ask, images: Tensor, maps: Tensor, targets: Tensor, fills: Tensor, insert: bool, steps: int = 20
+    ask: Ask,
+    images: Tensor,
+    maps: Tensor,
+    targets: Tensor,
+    fills: Tensor,
+    insert: bool,
+    steps: int = 20,
+    ends: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Probability of the class while pixels are replaced, the most relevant first.
 
@@ -26,6 +33,7 @@ def perturbation_curve(
         fills: what stands for a hidden pixel (B, C, H, W).
         insert: start from the fill and show pixels; else start from the image and hide them.
         steps: the curve has steps + 1 points, at shares 0, 1/steps, ..., 1.
+        ends: probabilities (B,) at the first and the last share, which no map changes, where they are known.
 
     Returns:
         Probabilities (B, steps + 1), on the CPU.
@@ -33,11 +41,18 @@ def perturbation_curve(
     ranks = ranks_of(maps)
     points = []
     for step in range(steps + 1):
+        if ends is not None and step in (0, steps):
+            points.append(ends[step // steps])
+            continue
         top = ranks < round(step * ranks[0].numel() / steps)
         shown = top if insert else ~top
-        answer = ask(torch.where(shown, images, fills))
-        points.append(answer.gather(1, targets[:, None])[:, 0].exp().cpu())
+        points.append(probability(ask, torch.where(shown, images, fills), targets))
     return torch.stack(points, dim=1)
+
+
+def probability(ask: Ask, images: Tensor, targets: Tensor) -> Tensor:
+    """Probability of each image's class (B,), on the CPU."""
+    return ask(images).gather(1, targets[:, None])[:, 0].exp().cpu()
 
 
 def area(curve: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .explainers import Explainer
-from .faithfulness import area, drop_and_increase, perturbation_curve
+from .faithfulness import area, drop_and_increase, perturbation_curve, probability
 from .fills import FILLS, UNSEEN, grey
 from .localisation import pointing_game, relevance_rank, saliency_share
 from .methods import imported, unknown
@@ -100,20 +100,20 @@ class Metric:
 # -- faithfulness ------------------------------------------------------------------------------------------------------------
 
 
-def _curves(case: Case, insert: bool, steps: int) -> dict[str, Tensor]:
-    """Curves per fill (N, steps + 1). The same fills for every method: they depend on images and seed alone."""
-    subject, found = case.subject, {}
-    for fill, make in FILLS.items():
-        drawn = torch.Generator().manual_seed(subject.seed)
-        replaced = make(case.images, subject.mean, subject.deviation, drawn)
-        parts = zip(*(t.split(subject.batch) for t in (case.images, case.maps, case.targets, replaced)), strict=True)
-        curves = [perturbation_curve(subject.ask, x, m, t, r, insert, steps) for x, m, t, r in parts]
-        found[fill] = torch.cat(curves)
-    return found
-
-
 def _faithful(case: Case, steps: int) -> Measured:
-    inserted, deleted = _curves(case, True, steps), _curves(case, False, steps)
+    subject = case.subject
+    inserted, deleted = {}, {}
+    whole = probability(subject.ask, case.images, case.targets)
+    for fill, make in FILLS.items():
+        # The same fills for every method: they depend on images and seed alone.
+        replaced = make(case.images, subject.mean, subject.deviation, torch.Generator().manual_seed(subject.seed))
+        hidden = probability(subject.ask, replaced, case.targets)
+        parts = (case.images, case.maps, case.targets, replaced, hidden, whole)
+        curves: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for x, m, t, r, none, all_ in zip(*(part.split(subject.batch) for part in parts), strict=True):
+            for found, insert, ends in zip(curves, (True, False), ((none, all_), (all_, none)), strict=True):
+                found.append(perturbation_curve(subject.ask, x, m, t, r, insert, steps, ends))
+        inserted[fill], deleted[fill] = (torch.cat(found) for found in curves)
     insertion = {fill: area(curve) for fill, curve in inserted.items()}
     deletion = {fill: area(curve) for fill, curve in deleted.items()}
     gap = {fill: insertion[fill] - deletion[fill] for fill in FILLS}

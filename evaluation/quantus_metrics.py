@@ -21,7 +21,7 @@ from .faithfulness import ranks_of
 from .metrics import Case, Measured, Metric
 from .subject import Subject, fingerprint
 
-_Make = Callable[[int, int], dict[str, Any]]  # a metric's settings for images of (H, W)
+_Make = Callable[[int, int, int], dict[str, Any]]  # a metric's settings for images of (C, H, W)
 _Of = Callable[[Tensor], Tensor]  # what is handed to it of maps (N, 1, H, W)
 
 
@@ -35,7 +35,6 @@ def _answers(name: str, make: _Make, case: Case, keep: Tensor | None = None, map
 
     chosen = torch.ones(len(case.images), dtype=torch.bool) if keep is None else keep
     subject = case.subject
-    height, width = case.images.shape[-2:]
     state = np.random.get_state()
     devices = [subject.device] if subject.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
@@ -44,7 +43,7 @@ def _answers(name: str, make: _Make, case: Case, keep: Tensor | None = None, map
         torch.manual_seed(subject.seed)
         try:
             metric = getattr(quantus, name)(
-                disable_warnings=True, display_progressbar=False, return_aggregate=False, **make(height, width)
+                disable_warnings=True, display_progressbar=False, return_aggregate=False, **make(*case.images.shape[1:])
             )
             return metric(
                 model=subject.model,
@@ -127,25 +126,25 @@ def _positive(maps: Tensor) -> Tensor:
     return maps.clamp_min(0)
 
 
-def _nothing(height: int, width: int) -> dict[str, Any]:
+def _nothing(channels: int, height: int, width: int) -> dict[str, Any]:
     return {}
 
 
-def _step(height: int, width: int, steps: int = 16) -> int:
-    """Pixels a step: Quantus takes only what divides the image, so about `steps` of them."""
+def _step(height: int, width: int, steps: int) -> int:
+    """Pixels a step: Quantus takes only what divides the image, so at most `steps` of them a channel."""
     pixels = height * width
     return next(size for size in range(-(-pixels // steps), pixels + 1) if pixels % size == 0)
 
 
-def _flipping(height: int, width: int) -> dict[str, Any]:
-    return {"features_in_step": _step(height, width), "perturb_baseline": "mean"}
+def _flipping(channels: int, height: int, width: int) -> dict[str, Any]:
+    return {"features_in_step": _step(height, width, -(-16 // channels)), "perturb_baseline": "mean"}
 
 
-def _regions(height: int, width: int) -> dict[str, Any]:
+def _regions(channels: int, height: int, width: int) -> dict[str, Any]:
     return {"patch_size": max(min(height, width) // 8, 1), "regions_evaluation": 16, "perturb_baseline": "mean"}
 
 
-def _correlation(height: int, width: int) -> dict[str, Any]:
+def _correlation(channels: int, height: int, width: int) -> dict[str, Any]:
     return {"nr_runs": 30, "subset_size": max(height * width // 16, 1), "perturb_baseline": "mean"}
 
 
@@ -154,14 +153,14 @@ def _sensitivity_n(case: Case) -> Measured:
     found = []
     for share in (64, 16, 4, 2):
 
-        def make(height: int, width: int, share: int = share) -> dict[str, Any]:
-            return {"nr_runs": 15, "subset_size": max(height * width // share, 1), "perturb_baseline": "mean"}
+        def make(channels: int, height: int, width: int, share: int = share) -> dict[str, Any]:
+            return {"nr_runs": 10, "subset_size": max(height * width // share, 1), "perturb_baseline": "mean"}
 
         found.append(_plain("FaithfulnessCorrelation", "higher", make)(case).scores["FaithfulnessCorrelation"])
     return Measured({"SensitivityN": torch.stack(found).mean(dim=0)}, {"SensitivityN": "higher"})
 
 
-def _infidelity(height: int, width: int) -> dict[str, Any]:
+def _infidelity(channels: int, height: int, width: int) -> dict[str, Any]:
     return {
         "perturb_patch_sizes": [max(min(height, width) // 4, 1)],
         "n_perturb_samples": 2,
@@ -169,22 +168,22 @@ def _infidelity(height: int, width: int) -> dict[str, Any]:
     }
 
 
-def _few(height: int, width: int) -> dict[str, Any]:
+def _few(channels: int, height: int, width: int) -> dict[str, Any]:
     return {"nr_samples": 5, "lower_bound": 0.1}
 
 
 def _logits(case: Case) -> Measured:
     classes = int(case.subject.ask(case.images[:1]).shape[1])
-    return _plain("RandomLogit", "lower", lambda h, w: {"num_classes": classes, "seed": case.subject.seed})(case)
+    return _plain("RandomLogit", "lower", lambda c, h, w: {"num_classes": classes, "seed": case.subject.seed})(case)
 
 
 def _mprt(case: Case) -> Measured:
     made = {"return_average_correlation": True, "seed": case.subject.seed}
-    return _plain("MPRT", "lower", lambda h, w: made)(case)
+    return _plain("MPRT", "lower", lambda c, h, w: made)(case)
 
 
 def _mprt_at_once(case: Case) -> Measured:
-    return _plain("EfficientMPRT", "higher", lambda h, w: {"seed": case.subject.seed})(case)
+    return _plain("EfficientMPRT", "higher", lambda c, h, w: {"seed": case.subject.seed})(case)
 
 
 QUANTUS: tuple[Metric, ...] = (
@@ -223,7 +222,7 @@ QUANTUS: tuple[Metric, ...] = (
             ("RelevanceMassAccuracy", _nothing, _positive, "Share of the positive mass on the object."),
             ("RelevanceRankAccuracy", _nothing, _order, "Share of the object among the highest pixels."),
             (
-                "TopKIntersection", lambda h, w: {"k": max(h * w // 50, 1)}, _order,
+                "TopKIntersection", lambda c, h, w: {"k": max(h * w // 50, 1)}, _order,
                 "Share of the highest 2 % of pixels that lie on the object.",
             ),
             ("AttributionLocalisation", _nothing, _positive, "Share of the positive mass on the object."),

@@ -21,7 +21,7 @@ def train(
     batch: int = 64,
     mirror: bool = False,
 ) -> Network:
-    """Train by cross-entropy (AdamW, one cycle); returns the network in evaluation mode.
+    """Train by cross-entropy (AdamW, one cycle); returns the network in evaluation mode, its weights with channels last.
 
     Args:
         network: of images to logits.
@@ -48,4 +48,4 @@ def train(
             loss.backward()
             optimiser.step()
             schedule.step()
-    return network.eval().to(memory_format=torch.contiguous_format)
+    return network.eval()

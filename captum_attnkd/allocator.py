@@ -33,6 +33,13 @@ def kept_buffers(wanted: bool = True) -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+def trim() -> None:
+    """Give freed buffers back to the kernel, so that what is in use can be told."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
 def _glibc() -> ctypes.CDLL | None:
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return None

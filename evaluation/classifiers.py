@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,10 +22,10 @@ from .methods import imported, unknown
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier, and how images are brought to it. A function named `module:function` may return one, or a model alone.
+    """A classifier, and how images are brought to it.
 
     Attributes:
-        model: images (B, C, S, S) -> scores (B, K); a module in evaluation mode, or any function.
+        model: images (B, C, S, S) -> logits or probabilities (B, K); a module in evaluation mode, or any function.
         size: S, in pixels.
         mean: of pixels in [0, 1] per channel: subtracted.
         deviation: likewise: divided by.
@@ -36,22 +37,6 @@ class Classifier:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     deviation: tuple[float, ...] = (0.229, 0.224, 0.225)
     classes: tuple[str, ...] | None = None
-
-
-class Asked(nn.Module):
-    """A function as a module: methods that need layers or gradients will say that there are none.
-
-    Args:
-        function: images (B, C, H, W) -> scores (B, K).
-    """
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Scores (B, K)."""
-        return self.function(images)
 
 
 def find_classifier(name: str, weights: str | None = None, kept: Path | None = None) -> Classifier:
@@ -76,8 +61,6 @@ def find_classifier(name: str, weights: str | None = None, kept: Path | None = N
 
 
 def _made(name: str) -> Classifier:
-    if str(Path.cwd()) not in sys.path:  # as `python -m` has it
-        sys.path.insert(0, str(Path.cwd()))
     make = imported(name)
     if not callable(make):
         raise ValueError(f"{name} is a {type(make).__name__}; a function that returns the model was expected")
@@ -96,8 +79,13 @@ def _torchvision(name: str, weights: str | None) -> Classifier:
         raise ValueError(unknown("model", name, [*OURS, *known]))
     if weights is None or weights.endswith(".safetensors"):
         model = models.get_model(name, weights=None)
-        if weights is not None:
-            model.load_state_dict(load_file(weights))
+        if weights is None:
+            warnings.warn(f"{name} has random weights; give it some with --weights", stacklevel=2)
+        else:
+            try:
+                model.load_state_dict(load_file(weights))
+            except (RuntimeError, SafetensorError) as error:
+                raise ValueError(f"{weights} does not fit {name}: {str(error).splitlines()[0]}") from error
         found = Classifier(model.eval())
         return replace(found, size=299) if name == "inception_v3" else found
     try:

@@ -7,13 +7,13 @@ import shlex
 import sys
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
-import torch
 import typer
 
 from captum_attnkd.errors import AttnKDError
@@ -23,7 +23,7 @@ from .metrics import Metric, all_metrics, find_metric
 from .preparing import Prepared, prepare
 from .report import About, write_report
 from .sources import GENERATED, KINDS, ImageSet
-from .speed import break_even, machine, speed
+from .speed import FORWARD, break_even, machine, speed
 from .store import Store, key
 from .study import Outcome, Study
 from .summary import means
@@ -36,13 +36,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Explain an image classifier in one forward pass - and compare that, honestly, with what you would use instead.",
 )
-
-# Cheap enough to run on hundreds of images; the others are asked for by name.
-DEFAULT_METHODS = (
-    "ours", "saliency", "input-x-gradient", "integrated-gradients", "smooth-grad", "gradient-shap", "guided-backprop",
-    "guided-grad-cam", "grad-cam", "grad-cam++", "layer-cam", "eigen-cam", "occlusion", "blurred-grad-cam", "mean-map",
-    "edges", "centre", "random",
-)  # fmt: skip
 
 Model = Annotated[
     str,
@@ -71,7 +64,9 @@ Methods = Annotated[
 ]
 Metrics = Annotated[
     str,
-    typer.Option(help="Names by comma, `default` (all that the images allow and that ask no method anew), or `all`."),
+    typer.Option(
+        help="Names by comma, `default` (what the images allow, but for twins and for those that ask the method anew), or `all`."
+    ),
 ]
 FitOn = Annotated[
     str | None,
@@ -80,7 +75,10 @@ FitOn = Annotated[
         help="Images to fit our surrogate on, named as in --images; labels are not used. `rest`: those that --held-out leaves.",
     ),
 ]
-Surrogate = Annotated[Path | None, typer.Option(help="A surrogate that was fitted before, instead of --fit.")]
+Surrogate = Annotated[
+    Path | None,
+    typer.Option(help="A surrogate that was fitted before, instead of a fit; --fit then serves MPRT alone."),
+]
 Student = Annotated[str, typer.Option(help="`auto`, `grafted` or `compact`.")]
 Weights = Annotated[
     str | None,
@@ -88,7 +86,10 @@ Weights = Annotated[
         help="For torchvision models: a .safetensors file, or `DEFAULT` (fetched from the network). Else random."
     ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Images at most, spread evenly over the source.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images of the study at most, spread evenly over the source; a fit takes all of its own."),
+]
 HeldOut = Annotated[
     int | None, typer.Option(min=1, help="Study so many images, by a fixed shuffle; keep the rest for --fit rest.")
 ]
@@ -102,7 +103,7 @@ Mean = Annotated[str | None, typer.Option(help="Per channel, by comma, of pixels
 Deviation = Annotated[str | None, typer.Option(help="Likewise.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images at a time.")]
 Seed = Annotated[int, typer.Option(help="Of the fit, and of all that methods and metrics draw.")]
-Device = Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1`, ...")]
+Device = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, `cuda:1`, ...; default: where the model is.")]
 Precision = Annotated[str, typer.Option(help="In which metrics ask the model: `fp32`, `bf16`, or `auto`.")]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision's data sets be fetched.")]
 
@@ -129,7 +130,7 @@ def study_command(
     deviation: Deviation = None,
     batch: Batch = 30,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Device = None,
     precision: Precision = "auto",
     download: Download = False,
     costs: Annotated[bool, typer.Option(help="Also time the methods, at batch 1 and 32; adds some minutes.")] = True,
@@ -146,25 +147,24 @@ def study_command(
 
     Your photographs, 120 of them held out of the fit:
 
-        attnkd study -m mine.py_module:make_model -i folder:photos --held-out 120 --fit rest -o out/photos
+        attnkd study -m mine:make_model -i folder:photos --held-out 120 --fit rest -o out/photos
     """
     started = time.monotonic()
     with _told():
         chosen = _methods(methods, fit is not None or surrogate is not None)
-        prepared = _prepared(**{name: value for name, value in locals().items() if name in _PREPARING})
-        measured = _metrics(metrics, prepared.data)
-        compared = Study(prepared.subject, prepared.data, chosen, measured, Store(out / "cache"))
         reference = reference or chosen[0].name
         if reference not in {method.name for method in chosen}:
             raise ValueError(f"the reference {reference!r} is not among the methods")
+        if metrics not in ("default", "all"):
+            [find_metric(name.strip()) for name in metrics.split(",")]  # a misspelt name is told before a fit
+        prepared = _prepared(**{name: value for name, value in locals().items() if name in _PREPARING})
+        measured = _metrics(metrics, prepared.data)
+        compared = Study(prepared.subject, prepared.data, chosen, measured, Store(out / "cache"))
         typer.echo(
-            f"{len(compared.data)} images, {len(chosen)} methods, {len(measured)} metrics, on {machine()}"
+            f"{len(compared.data)} images, {len(chosen)} methods, {len(measured)} metrics, on {machine(prepared.subject.device)}"
             + ("" if compared.right is None else f"; the model is right on {compared.right:.1%}")
         )
         outcomes = compared.run()
-        taken = None
-        if costs:
-            taken = _costs(compared, chosen, out / "cache" / "costs")
         attribution = prepared.subject.surrogate
         report = None if attribution is None else attribution.report_
         about = About(
@@ -176,8 +176,11 @@ def study_command(
             fit=None if report is None else report.as_dict(),
             seconds=time.monotonic() - started,
         )
-        path = write_report(out, compared, outcomes, about, reference, taken, gallery)
+        path = write_report(out, compared, outcomes, about, reference, None, gallery)
         _print(outcomes, measured)
+        if costs:  # last: an impatient user has the page already
+            taken = _costs(compared, chosen, out / "cache" / "costs")
+            path = write_report(out, compared, outcomes, about, reference, taken, gallery)
         typer.echo(f"\nReport: {path}   ({time.monotonic() - started:.0f} s)")
 
 
@@ -201,7 +204,7 @@ def speed_command(
     deviation: Deviation = None,
     batch: Batch = 32,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Device = None,
     precision: Precision = "fp32",
     download: Download = False,
 ) -> None:
@@ -210,20 +213,25 @@ def speed_command(
         chosen = _methods(methods, fit is not None or surrogate is not None)
         prepared = _prepared(**{name: value for name, value in locals().items() if name in _PREPARING})
         targets = prepared.subject.ask(prepared.data.images).argmax(dim=1)
-        sizes = [int(one) for one in batches.split(",")]
+        sizes = sorted({_whole(one, "batches") for one in batches.split(",")})
         table = speed(prepared.subject, chosen, prepared.data.images, targets, sizes, repeats)
         out.mkdir(parents=True, exist_ok=True)
         table.to_csv(out / "speed.csv", index=False)
         wide = table[table["failure"] == ""].pivot(index="method", columns="batch", values=["ms", "ratio", "peak_mib"])
         order = [name for name in table["method"].unique() if name in wide.index]
-        typer.echo(f"{machine()}; medians of {repeats} repeats, milliseconds an image, ratio to the forward pass\n")
+        typer.echo(
+            f"{machine(prepared.subject.device)}; medians of {repeats} repeats, milliseconds an image, ratio to the forward pass\n"
+        )
         typer.echo(wide.loc[order].to_string(float_format=lambda value: f"{value:.2f}", na_rep="-"))
         for row in table[table["failure"] != ""].itertuples():
-            typer.echo(f"{row.method} failed: {row.failure}")
+            typer.echo(f"failed: {row.method}, batch {row.batch}: {row.failure}")
         attribution = prepared.subject.surrogate
-        if attribution is not None and attribution.report_ is not None and "ours" in order:
+        one = table[(table["batch"] == sizes[-1]) & (table["failure"] == "")].set_index("method")["ms"] / 1e3
+        one = one.drop(
+            [FORWARD, *(method.name for method in chosen if method.learned and method.name != "ours")], errors="ignore"
+        )
+        if attribution is not None and attribution.report_ is not None and "ours" in one:
             cost = attribution.report_
-            one = table[table["batch"] == sizes[-1]].set_index("method")["ms"] / 1e3
             typer.echo(
                 f"\nThe fit took {cost.seconds:.0f} s and {cost.target_queries:,} images sent to the model; it pays from"
             )
@@ -250,7 +258,7 @@ def verify_command(
         prepared = _prepared(**{name: value for name, value in locals().items() if name in _PREPARING})
         targets = prepared.subject.ask(prepared.data.images).argmax(dim=1)
         table = verify(prepared.subject, prepared.data, targets)
-        typer.echo(f"{len(prepared.data)} images; {machine()}\n\n{table.to_string(index=False)}")
+        typer.echo(f"{len(prepared.data)} images; {machine(prepared.subject.device)}\n\n{table.to_string(index=False)}")
 
 
 @app.command("names")
@@ -259,12 +267,12 @@ def names_command() -> None:
     typer.echo("Methods (* = default)")
     for method in METHODS.values():
         settings = ", ".join(f"{name}={value:.3g}" for name, value in method.settings.items())
-        typer.echo(f"  {'*' if method.name in DEFAULT_METHODS else ' '} {method.name:<22}{method.kind:<18}{settings}")
-    typer.echo("\nMetrics (names in capitals are Quantus')")
+        typer.echo(f"  {'*' if method.default else ' '} {method.name:<22}{method.kind:<18}{settings}")
+    typer.echo("\nMetrics (* = default; names in capitals are Quantus')")
     for metric in all_metrics().values():
         notes = [f"needs {metric.needs}"] if metric.needs else []
-        notes += ["asks the method anew: not in default"] if metric.asks_method else []
-        typer.echo(f"    {metric.name:<26}{metric.family:<16}{'; '.join(notes)}")
+        notes += ["asks the method anew"] if metric.asks_method else []
+        typer.echo(f"  {'*' if metric.default else ' '} {metric.name:<26}{metric.family:<16}{'; '.join(notes)}")
         typer.echo(textwrap.indent(textwrap.fill(metric.meaning, 110), " " * 8))
     typer.echo(f"\nImages\n    {', '.join([*KINDS, *GENERATED])}")
 
@@ -294,11 +302,20 @@ def _numbers(text: str | None, name: str) -> tuple[float, ...] | None:
     return found
 
 
+def _whole(text: str, name: str) -> int:
+    if not text.strip().isdigit() or int(text) < 1:
+        raise ValueError(f"--{name} is whole numbers from 1 on by comma, got {text!r}")
+    return int(text)
+
+
 def _methods(names: str, fitted: bool) -> list[Method]:
     if names in ("default", "all"):
-        chosen = [METHODS[name] for name in (DEFAULT_METHODS if names == "default" else METHODS)]
+        chosen = [method for method in METHODS.values() if method.default or names == "all"]
         return chosen if fitted else [method for method in chosen if not method.learned]
     found = [find_method(name.strip()) for name in names.split(",")]
+    twice = sorted(name for name, count in Counter(method.name for method in found).items() if count > 1)
+    if twice:
+        raise ValueError(f"there are two methods named {', '.join(twice)}; their results would not be told apart")
     learned = [method.name for method in found if method.learned]
     if learned and not fitted:
         raise ValueError(f"{', '.join(learned)} needs a surrogate: --fit on images, or --surrogate FILE")
@@ -313,7 +330,7 @@ def _metrics(names: str, data: ImageSet) -> list[Metric]:
     return [
         metric
         for metric in all_metrics().values()
-        if not metric.asks_method and (metric.needs is None or getattr(data, metric.needs) is not None)
+        if metric.default and (metric.needs is None or getattr(data, metric.needs) is not None)
     ]
 
 
@@ -321,13 +338,15 @@ def _costs(study: Study, methods: Sequence[Method], folder: Path) -> pd.DataFram
     """Times of the methods, of this run or of an earlier one of the same on the same machine."""
     subject = study.questioned
     name = key(
-        "costs", machine(), subject.fingerprint, subject.surrogate_fingerprint, list(study.data.images.shape[1:]),
-        [[method.name, method.settings] for method in methods],
+        "costs", machine(subject.device), subject.fingerprint, subject.layer_name, subject.surrogate_fingerprint,
+        list(study.data.images.shape[1:]), [[method.name, method.settings, method.source] for method in methods],
     )  # fmt: skip
     path = folder / f"{name}.json"
     if path.exists():
         return pd.read_json(path, orient="table")
     table = speed(subject, methods, study.data.images, study.asked, repeats=3)
+    if bool((table["failure"] != "").any()):  # which may be mended
+        return table
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}")
     table.to_json(part, orient="table", index=False)
@@ -359,13 +378,3 @@ def _told() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("attnkd: stopped; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
-
-
-def main() -> None:
-    """Run the command."""
-    torch.set_float32_matmul_precision("highest")
-    app()
-
-
-if __name__ == "__main__":
-    main()

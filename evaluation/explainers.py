@@ -139,6 +139,11 @@ def pytorch_grad_cam(name: str, model: nn.Module, layer: nn.Module, **settings: 
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     def explain(images: Tensor, classes: Tensor) -> Tensor:
+        # One at a time: some of its methods make as many copies of a batch as a layer has channels.
+        found = [explained(x, t) for x, t in zip(images.split(1), classes.split(1), strict=True)]
+        return torch.cat(found)
+
+    def explained(images: Tensor, classes: Tensor) -> Tensor:
         # It calls `backward`, which would write into the gradients of the user's parameters.
         # Its bars of progress would run through ours.
         quiet = contextlib.redirect_stderr(io.StringIO())

@@ -38,10 +38,20 @@ def smooth_noise(images: Tensor, mean: Tensor, deviation: Tensor, generator: tor
 
 
 def other_image(images: Tensor, mean: Tensor, deviation: Tensor, generator: torch.Generator) -> Tensor:
-    """The pixels of the next image of the batch. Never used in fitting."""
-    if len(images) < 2:
-        raise ValueError("the fill 'other_image' needs a batch of at least two images")
-    return images.roll(1, dims=0)
+    """The pixels of the next image of the set that is another one. Never used in fitting.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return images[[_another(images, index) for index in range(len(images))]]
+
+
+def _another(images: Tensor, index: int) -> int:
+    for step in range(1, len(images)):
+        other = (index + step) % len(images)
+        if not torch.equal(images[other], images[index]):
+            return other
+    raise ValueError("the fill 'other image' needs at least two different images")
 
 
 FILLS: dict[str, Fill] = {

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -32,6 +35,9 @@ class Method:
         learned: whether its maps also depend on our surrogate.
         one_pass: whether it costs about one forward and at most one backward pass an image.
         at_once: whether it must see all images of a study together, so that their maps depend on all of them.
+        of_data: whether its maps depend on the data's mean and deviation.
+        default: whether it is compared unless others are named.
+        source: of a user's own: a digest of its code, so that maps of older code are not taken for its own.
     """
 
     name: str
@@ -41,6 +47,9 @@ class Method:
     learned: bool = False
     one_pass: bool = False
     at_once: bool = False
+    of_data: bool = False
+    default: bool = True
+    source: str = ""
 
     def on(self, subject: Subject) -> Explainer:
         """The explainer of a subject's model."""
@@ -111,19 +120,25 @@ METHODS: dict[str, Method] = {
         Method("integrated-gradients", "gradients", _of_model(explainers.integrated_gradients), {"steps": 50}),
         Method("smooth-grad", "gradients", _of_model(explainers.smooth_grad), {"samples": 25, "noise": 0.15}),
         Method("gradient-shap", "gradients", _of_model(explainers.gradient_shap), {"samples": 20}),
-        Method("deep-lift", "gradients", _of_model(explainers.deep_lift), one_pass=True),
+        Method("deep-lift", "gradients", _of_model(explainers.deep_lift), one_pass=True, default=False),
         Method("guided-backprop", "gradients", _of_model(explainers.guided_backprop), one_pass=True),
         Method("guided-grad-cam", "gradients", _of_layer(explainers.guided_grad_cam), one_pass=True),
         Method("grad-cam", "class activation", _of_layer(explainers.grad_cam), one_pass=True),
         Method("grad-cam++", "class activation", _of_package("GradCAMPlusPlus"), one_pass=True),
         Method("layer-cam", "class activation", _of_package("LayerCAM"), one_pass=True),
         Method("eigen-cam", "class activation", _of_package("EigenCAM"), one_pass=True),
-        Method("score-cam", "class activation", _of_package("ScoreCAM"), {"batch_size": 50}),
+        Method("score-cam", "class activation", _of_package("ScoreCAM"), {"batch_size": 50}, default=False),
         Method("occlusion", "perturbation", _occlusion, {"window": 1 / 8, "stride": 1 / 16}),
-        Method("kernel-shap", "perturbation", _of_model(explainers.kernel_shap), {"samples": 300, "count": 50}),
-        Method("lime", "perturbation", _of_model(explainers.lime), {"samples": 300, "count": 50}),
-        Method("rise", "perturbation", _of_model(perturbing.rise), {"masks": 1000}),
-        Method("optimised", "optimised", _optimised, {"steps": 60, "resolution": 28}),
+        Method(
+            "kernel-shap",
+            "perturbation",
+            _of_model(explainers.kernel_shap),
+            {"samples": 300, "count": 50},
+            default=False,
+        ),
+        Method("lime", "perturbation", _of_model(explainers.lime), {"samples": 300, "count": 50}, default=False),
+        Method("rise", "perturbation", _of_model(perturbing.rise), {"masks": 1000}, default=False),
+        Method("optimised", "optimised", _optimised, {"steps": 60, "resolution": 28}, default=False, of_data=True),
         Method("blurred-grad-cam", "control", _of_layer(explainers.blurred_grad_cam), one_pass=True),
         Method("mean-map", "control", _mean_of_ours, learned=True, one_pass=True, at_once=True),
         Method("edges", "control", lambda subject: explainers.edges, one_pass=True),
@@ -144,9 +159,9 @@ def find_method(name: str) -> Method:
     if ":" in name:
         found = imported(name)
         if isinstance(found, Method):
-            return found
+            return replace(found, source=code_of(name))
         if callable(found):
-            return Method(name, "perturbation", found)
+            return Method(name, "perturbation", found, source=code_of(name))
         raise ValueError(f"{name} is a {type(found).__name__}; a Method, or a function of a Subject, was expected")
     raise ValueError(unknown("method", name, list(METHODS)))
 
@@ -158,10 +173,18 @@ def imported(name: str) -> Any:
         ValueError: there is no such module or object.
     """
     module, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:  # as `python -m` has it
+        sys.path.insert(0, str(Path.cwd()))
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{name} cannot be imported: {error}") from error
+
+
+def code_of(name: str) -> str:
+    """A digest of the file of the module in `module:object`; empty where there is none."""
+    file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
 
 
 def unknown(what: str, name: str, known: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from .explainers import Explainer
 from .faithfulness import area, drop_and_increase, perturbation_curve, probability
 from .fills import FILLS, UNSEEN, grey
 from .localisation import pointing_game, relevance_rank, saliency_share
-from .methods import imported, unknown
+from .methods import code_of, imported, unknown
 from .road import road_curve
 from .subject import Subject
 
@@ -72,6 +72,8 @@ class Metric:
         settings: what its scores depend on beside maps, model and images; part of the cache's key.
         needs: "masks", "parts" or None: what the images must come with.
         asks_method: whether it asks the method for further maps, which costs as much as the method does.
+        default: whether it is measured unless others are named.
+        source: of a user's own: a digest of its code, so that scores of older code are not taken for its own.
     """
 
     name: str
@@ -81,6 +83,8 @@ class Metric:
     settings: dict[str, Any] = field(default_factory=dict)
     needs: Literal["masks", "parts"] | None = None
     asks_method: bool = False
+    default: bool = True
+    source: str = ""
 
     def of(self, case: Case) -> Measured:
         """Measure, and refuse what is not one number an image.
@@ -103,8 +107,9 @@ class Metric:
 def _faithful(case: Case, steps: int) -> Measured:
     subject = case.subject
     inserted, deleted = {}, {}
+    fills = FILLS if len(case.images) > 1 else {name: make for name, make in FILLS.items() if name != "other image"}
     whole = probability(subject.ask, case.images, case.targets)
-    for fill, make in FILLS.items():
+    for fill, make in fills.items():
         # The same fills for every method: they depend on images and seed alone.
         replaced = make(case.images, subject.mean, subject.deviation, torch.Generator().manual_seed(subject.seed))
         hidden = probability(subject.ask, replaced, case.targets)
@@ -116,14 +121,16 @@ def _faithful(case: Case, steps: int) -> Measured:
         inserted[fill], deleted[fill] = (torch.cat(found) for found in curves)
     insertion = {fill: area(curve) for fill, curve in inserted.items()}
     deletion = {fill: area(curve) for fill, curve in deleted.items()}
-    gap = {fill: insertion[fill] - deletion[fill] for fill in FILLS}
+    gap = {fill: insertion[fill] - deletion[fill] for fill in fills}
     scores = {
         "insertion": torch.stack(list(insertion.values())).mean(dim=0),
         "deletion": torch.stack(list(deletion.values())).mean(dim=0),
         "insertion less deletion": torch.stack(list(gap.values())).mean(dim=0),
-        "insertion less deletion, unseen fills": torch.stack([gap[fill] for fill in UNSEEN]).mean(dim=0),
+        "insertion less deletion, unseen fills": torch.stack([gap[fill] for fill in UNSEEN if fill in fills]).mean(
+            dim=0
+        ),
     }
-    for fill in FILLS:
+    for fill in fills:
         scores |= {f"insertion, {fill}": insertion[fill], f"deletion, {fill}": deletion[fill]}
     better = {name: "lower" if name.startswith("deletion") else "higher" for name in list(scores)[:4]}
     curves = {f"insertion, {fill}": curve for fill, curve in inserted.items()}
@@ -227,6 +234,6 @@ def find_metric(name: str) -> Metric:
     if ":" in name:
         found = imported(name)
         if isinstance(found, Metric):
-            return found
+            return replace(found, source=code_of(name))
         raise ValueError(f"{name} is a {type(found).__name__}; a Metric was expected")
     raise ValueError(unknown("metric", name, list(known)))

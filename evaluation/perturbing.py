@@ -10,6 +10,14 @@ from captum_attnkd.objectives import Pixels, kept_softly, through
 from captum_attnkd.perturbation import blended, random_fills, random_shift
 
 from .explainers import Explainer
+from .subject import Contrast
+
+
+def probability_of(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """Probability of each image's class (B,); of `Contrast`, that the class wins against its rival."""
+    scores = model(images).float()
+    scores = scores.sigmoid() if isinstance(model, Contrast) else scores.softmax(dim=1)
+    return scores.gather(1, classes[:, None])[:, 0]
 
 
 def rise(model: nn.Module, masks: int = 1000, cells: int = 7, share: float = 0.5, batch: int = 50) -> Explainer:
@@ -31,7 +39,7 @@ def rise(model: nn.Module, masks: int = 1000, cells: int = 7, share: float = 0.5
             some = rise_masks(min(batch, masks - start), (images.shape[-2], images.shape[-1]), cells, share, drawn)
             some = some.to(images)
             for index, image in enumerate(images):
-                answer = model(image * some).float().softmax(dim=1)[:, classes[index]]
+                answer = probability_of(model, image * some, classes[index].expand(len(some)))
                 total[index, 0] += torch.einsum("n,nhw->hw", answer, some[:, 0])
         return total / (masks * share)
 
@@ -74,7 +82,7 @@ def optimised_masks(
         both = classes.to(images.device).repeat_interleave(2)
 
         def score(shown: Tensor) -> Tensor:
-            return model(shown).float().softmax(dim=1).gather(1, both[:, None])[:, 0]
+            return probability_of(model, shown, both)
 
         with torch.enable_grad():
             for _ in range(steps):

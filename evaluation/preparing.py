@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from captum_attnkd import AttentiveKDAttribution
 from captum_attnkd.allocator import kept_buffers
+from captum_attnkd.target import detect_output_kind
 
-from .classifiers import Asked, Classifier, find_classifier
-from .sources import ImageSet, Rest, kind_of, load, square
-from .subject import Subject, last_spatial_layer
+from .classifiers import Classifier, find_classifier
+from .sources import GENERATED, ImageSet, Rest, kind_of, load, square
+from .store import key
+from .subject import AsLogits, Subject, last_spatial_layer
 
 # Of the fits to models with random weights, of which there may be one a layer: there is little to be learned from them.
 REFIT = {"distil_steps": 50, "explain_steps": 150}
@@ -52,7 +55,7 @@ def prepare(
     deviation: tuple[float, ...] | None = None,
     batch: int = 30,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
     precision: str = "auto",
     download: bool = False,
     progress: bool | None = None,
@@ -75,7 +78,7 @@ def prepare(
         deviation: likewise.
         batch: images at a time.
         seed: of the fit, and of all that methods and metrics draw.
-        device: for all of it.
+        device: for all of it; None leaves the model where it is.
         precision: as in `Subject`.
         download: whether torchvision's data sets may be fetched.
         progress: whether bars are shown; None shows them at a terminal.
@@ -86,44 +89,110 @@ def prepare(
     """
     if fit == "rest" and held_out is None:
         raise ValueError("--fit rest needs --held-out N: of the images, N are for the study and the rest for the fit")
+    if surrogate is not None and student != "auto":
+        raise ValueError(f"the student of --surrogate {surrogate} is the one it was fitted with; leave --student out")
     for source in (images, fit):
         if source is not None and source != "rest":
             kind_of(source)  # a misspelt name is told before a classifier is trained
+    if fit is not None and fit != "rest" and kind_of(fit)[0] in GENERATED and not kind_of(fit)[0].endswith("-train"):
+        raise ValueError(
+            f"--fit {fit} would learn from the images that the study is of; name one of the kinds ...-train"
+        )
     found = find_classifier(model, weights, folder)
-    transform = square(size or found.size, mean or found.mean, deviation or found.deviation)
+    found = replace(
+        found,
+        size=size or found.size,
+        mean=_per_channel(mean, found.mean),
+        deviation=_per_channel(deviation, found.deviation),
+    )
+    transform = square(found.size, found.mean, found.deviation)
     data = load(images, transform, limit, download, held_out)
     given = found.model
-    module = given.to(device).eval() if isinstance(given, nn.Module) else Asked(given).eval()
-    found_layer = _layer(module, layer, data, device)
+    if isinstance(given, nn.Module):
+        given = given.to(_device(device)).eval() if device is not None else given.eval()
+    module = _asked(given, data, precision)
+    chosen = _layer(module, layer, data)
     attribution, refit = None, None
     if fit is not None:
         rest = Rest(images, transform, download, held_out or 0) if fit == "rest" else Rest(fit, transform, download)
-        settings: dict[str, Any] = {"seed": seed, "precision": precision, "progress": progress}
+        settings: dict[str, Any] = {"seed": seed, "progress": progress}
 
         def refit(model: nn.Module) -> AttentiveKDAttribution:
-            return AttentiveKDAttribution(model, student=student).fit(rest.batches(), **settings, **REFIT)
+            kind = student if attribution is None else attribution.plan.student
+            return AttentiveKDAttribution(model, student=kind).fit(rest.batches(), **settings, **REFIT)
 
     if surrogate is not None:
         attribution = AttentiveKDAttribution.load(surrogate, given)
     elif fit is not None:
         folder.mkdir(parents=True, exist_ok=True)
+        # A state for each fit: another one in the same folder does not meet it.
+        of = key(model, weights, images, fit, held_out, student, seed, found.size, found.mean, found.deviation)[:8]
         attribution = AttentiveKDAttribution(given, student=student).fit(
-            rest.batches(), **settings, resume_from=folder / "fit.state"
+            rest.batches(), **settings, resume_from=folder / f"fit-{of}.state"
         )
         attribution.save(folder / "surrogate.safetensors")
-    subject = Subject(
-        module, found_layer[1], data.images.mean(dim=(0, 2, 3)), data.images.std(dim=(0, 2, 3)), attribution, batch, seed,
-        found_layer[0], precision, refit,
-    )  # fmt: skip
-    return Prepared(subject, data, found)
+    statistics = data.images.mean(dim=(0, 2, 3)), data.images.std(dim=(0, 2, 3))
+    return Prepared(Subject(module, chosen, *statistics, attribution, batch, seed, precision, refit), data, found)
 
 
-def _layer(model: nn.Module, name: str | None, data: ImageSet, device: str) -> tuple[str, nn.Module | None]:
+def _per_channel(wanted: tuple[float, ...] | None, own: tuple[float, ...]) -> tuple[float, ...]:
+    if wanted is None:
+        return own
+    if len(wanted) not in (1, len(own)):
+        raise ValueError(f"the model takes {len(own)} channels; --mean and --deviation are one number or {len(own)}")
+    return wanted * len(own) if len(wanted) == 1 else wanted
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # where a fit goes
+    return device
+
+
+def _asked(model: nn.Module | Callable[[Tensor], Tensor], data: ImageSet, precision: str) -> nn.Module:
+    """The model as a study asks it: wrapped where it is a function, answers with probabilities, or takes other than float32.
+
+    Raises:
+        ValueError: it cannot take the images, or knows fewer classes than they are of.
+    """
+    dtype = (
+        next((p.dtype for p in model.parameters()), torch.float32) if isinstance(model, nn.Module) else torch.float32
+    )
+    trial = Subject(AsLogits(model, False, dtype), None, torch.zeros(1), torch.ones(1), precision="fp32")
+    try:
+        with torch.no_grad():
+            scores = trial.model(data.images[:4].to(trial.device))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shape = tuple(data.images.shape[1:])
+        raise ValueError(f"the model cannot take images of shape {shape}: {str(error).splitlines()[0]}") from error
+    for classes in (data.targets, data.rivals):
+        if classes is not None and int(classes.max()) >= scores.shape[1]:
+            raise ValueError(
+                f"the images are of classes up to {int(classes.max())}, the model answers with {scores.shape[1]}"
+            )
+    probabilities = detect_output_kind(scores) == "probabilities"
+    plain = isinstance(model, nn.Module) and not probabilities and dtype == torch.float32
+    asked = model if plain else AsLogits(model, probabilities, dtype).eval()
+    try:
+        Subject(asked, None, torch.zeros(1), torch.ones(1), precision=precision).ask(data.images[:2])
+    except (RuntimeError, TypeError):  # quantised and compiled models bear no other precision than their own
+        return AsLogits(model, probabilities, dtype, exact=True).eval()
+    return asked
+
+
+def _layer(model: nn.Module, name: str | None, data: ImageSet) -> nn.Module | None:
+    inner = model.model if isinstance(model, AsLogits) else model
     if name is not None:
-        layers = dict(model.named_modules())
+        layers = dict(inner.named_modules()) if isinstance(inner, nn.Module) else {}
         if name not in layers:
             raise ValueError(f"the model has no layer {name!r}; it has, among others, {', '.join(list(layers)[-8:])}")
-        return name, layers[name]
-    with kept_buffers(device == "cpu"):
-        found = last_spatial_layer(model, data.images[:1].to(torch.device(device)))
-    return found if found is not None else ("", None)
+        return layers[name]
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    with kept_buffers(device.type == "cpu"):
+        found = last_spatial_layer(model, data.images[:1].to(device))
+    return None if found is None else found[1]

@@ -247,7 +247,7 @@ def _page(run: _Run, costs: pd.DataFrame | None, gallery: int) -> str:
         run=run,
         about=run.about,
         study=run.study,
-        machine=machine(),
+        machine=machine(run.study.subject.device),
         versions=versions(),
         failures=[
             {"letter": run.letter(reason), "metric": reason[0], "why": reason[1], "methods": methods}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -57,20 +57,22 @@ def imputed(
     removed: Tensor,
     generator: torch.Generator,
     noise: float = 0.01,
-    tolerance: float = 1e-4,
+    tolerance: float = 5e-4,
     most: int = 1000,
 ) -> Tensor:
     """Replace removed pixels by the weighted mean of their eight neighbours, all at once, and add a little noise.
 
-    The means are a linear system, symmetric and positive definite; conjugate gradients solve it for all images and channels
-    together, from a first guess by ever coarser means of what is left.
+    The means are a linear system, symmetric and positive definite. Conjugate gradients solve it an image at a time (which stays in
+    the processor's cache), from a first guess by ever coarser means of what is left, and preconditioned over levels (Bramble,
+    Pasciak & Xu, 1990), without which large holes take hundreds of iterations.
 
     Args:
         images: (B, C, H, W).
         removed: (B, 1, H, W), bool; some pixel of every image must be left.
         generator: of the noise; on the CPU.
         noise: deviation of the noise on removed pixels.
-        tolerance: residual at which to stop, against that of a black guess.
+        tolerance: residual at which to stop, against that of a black guess. On photographs the probabilities of the default are
+            within 0.001 of those at a fifth of it.
         most: iterations at most.
 
     Raises:
@@ -79,14 +81,22 @@ def imputed(
     """
     if bool(removed.flatten(1).all(dim=1).any()):
         raise ValueError("every pixel of an image is removed; nothing is left to impute from")
-    gone = removed.to(images.dtype)
+    solved = [_solved(*one, tolerance, most) for one in zip(images.split(1), removed.split(1), strict=True)]
+    drawn = noise * torch.randn(images.shape, generator=generator).to(images)
+    return torch.where(removed, torch.cat(solved) + drawn, images)
+
+
+def _solved(image: Tensor, removed: Tensor, tolerance: float, most: int) -> Tensor:
+    """An image (1, C, H, W) whose removed pixels (1, 1, H, W) are the weighted means of their neighbours."""
+    gone = removed.to(image.dtype)
     kept = 1 - gone
-    kernel = _NEIGHBOURS.to(images).expand(images.shape[1], 1, 3, 3)
+    kernel = _NEIGHBOURS.to(image).expand(image.shape[1], 1, 3, 3)
 
     def neighbours(values: Tensor) -> Tensor:
         return F.conv2d(values, kernel[: values.shape[1]], padding=1, groups=values.shape[1])
 
     total = neighbours(torch.ones_like(gone))  # less at the border, where neighbours are missing
+    precondition = _preconditioner(gone, total, total - neighbours(gone))
 
     def apply(values: Tensor) -> Tensor:
         return gone * (total * values - neighbours(values))
@@ -94,25 +104,54 @@ def imputed(
     def dot(one: Tensor, other: Tensor) -> Tensor:
         return (one * other).sum(dim=(2, 3), keepdim=True)
 
-    wanted = gone * neighbours(kept * images)
-    solution = gone * _filled(images, kept)
+    wanted = gone * neighbours(kept * image)
+    solution = gone * _filled(image, kept)
     residual = wanted - apply(solution)
-    step = residual / total
+    step = precondition(residual)
     length = dot(residual, step)
     enough = tolerance * dot(wanted, wanted).sqrt() + 1e-12
     for _ in range(most):
         if bool((dot(residual, residual).sqrt() <= enough).all()):
-            break
+            return kept * image + gone * solution
         along = apply(step)
         size = length / dot(step, along).clamp_min(1e-30)
         solution, residual = solution + size * step, residual - size * along
-        following = residual / total
+        following = precondition(residual)
         before, length = length, dot(residual, following)
         step = following + length / before.clamp_min(1e-30) * step
-    else:
-        raise RuntimeError(f"the imputation did not converge to {tolerance} in {most} iterations")
-    drawn = noise * torch.randn(images.shape, generator=generator).to(images)
-    return kept * images + gone * (solution + drawn)
+    raise RuntimeError(f"the imputation did not converge to {tolerance} in {most} iterations")
+
+
+def _preconditioner(gone: Tensor, total: Tensor, ties: Tensor) -> Callable[[Tensor], Tensor]:
+    """Residuals (1, C, H, W) divided by the system's diagonal, at full size and summed over ever larger blocks.
+
+    Args:
+        gone: 1 where pixels are removed (1, 1, H, W).
+        total: weight of a pixel's neighbours.
+        ties: weight of those that are kept.
+    """
+    diagonals: list[Tensor] = []
+    tied, count, side = gone * ties, gone, 1
+    while side < max(gone.shape[-2:]) and len(diagonals) < 7:
+        side *= 2
+        tied, count = (4 * F.avg_pool2d(values, 2, ceil_mode=True) for values in (tied, count))
+        # A block is tied to what is kept, and along its border to other blocks: about a third a pixel, on four sides.
+        border = 4 / 3 * side * (count / side**2).sqrt()
+        diagonals.append(torch.where(count > 0, 1 / (tied + border).clamp_min(1e-6), 0.0))
+
+    def precondition(residual: Tensor) -> Tensor:
+        parts, sums = [], residual
+        for diagonal in diagonals:
+            sums = 4 * F.avg_pool2d(sums, 2, ceil_mode=True)
+            parts.append(sums * diagonal)
+        found = residual / total
+        coarse: Tensor | None = None
+        for part, finer in zip(reversed(parts), [*reversed(parts[:-1]), found], strict=True):
+            both = part if coarse is None else part + coarse
+            coarse = F.interpolate(both, size=finer.shape[-2:], mode="nearest")
+        return gone * (found if coarse is None else found + coarse)
+
+    return precondition
 
 
 def _filled(images: Tensor, kept: Tensor) -> Tensor:

@@ -243,13 +243,17 @@ def opened(path: Path) -> Image.Image | str:
         return f"{type(error).__name__}: {error}"
 
 
-def _reader(path: Path, mask: Callable[[Image.Image], Image.Image | str | None], target: int | None) -> _Reader:
+def _reader(
+    path: Path, mask: Callable[[Image.Image], Image.Image | str | None], target: int | None, root: Path
+) -> _Reader:
+    name = path.relative_to(root).with_suffix("").as_posix()
+
     def read() -> _Found | _Unread:
         image = opened(path)
         if isinstance(image, str):
             return str(path), image
         found = mask(image)
-        return (str(path), found) if isinstance(found, str) else (path.stem, _eight_bits(image), found, target)
+        return (str(path), found) if isinstance(found, str) else (name, _eight_bits(image), found, target)
 
     return read
 
@@ -285,31 +289,36 @@ def _folder(where: str, download: bool) -> list[_Reader]:
 
         return turned
 
-    return [upright(_reader(path, lambda image: None, None)) for path in _files(_existing(where))]
+    root = _existing(where)
+    if not root.is_dir():
+        raise ValueError(f"{root} is a file; name the folder that it is in")
+    return [upright(_reader(path, lambda image: None, None, root)) for path in _files(root)]
 
 
 def _masked_folder(where: str, download: bool) -> list[_Reader]:
-    """`where/images` and `where/masks`, files of the same stem; a mask is nonzero on the object."""
+    """`where/images` and `where/masks`, files of the same name but for the suffix; a mask is nonzero on the object."""
     root = _existing(where)
     for part in ("images", "masks"):
         if not (root / part).is_dir():
             raise FileNotFoundError(f"a folder with masks needs {root / part}")
-    by_stem = {path.stem: path for path in _files(root / "masks")}
+    masks = {path.relative_to(root / "masks").with_suffix(""): path for path in _files(root / "masks")}
 
-    def mask_of(stem: str) -> Callable[[Image.Image], Image.Image | str | None]:
+    def mask_of(name: Path) -> Callable[[Image.Image], Image.Image | str | None]:
         def mask(image: Image.Image) -> Image.Image | str | None:
-            if stem not in by_stem:
+            if name not in masks:
                 return "it has no mask"
-            found = opened(by_stem[stem])
+            found = opened(masks[name])
             if isinstance(found, str):
                 return f"its mask: {found}"
             if found.size != image.size:
                 return f"its mask is {found.size[0]}x{found.size[1]}, the image {image.size[0]}x{image.size[1]}"
-            return found.convert("L")
+            lossy = masks[name].suffix.lower() in (".jpg", ".jpeg")  # whose black is not quite black
+            return found.convert("L").point(lambda value: 255 * (value > (127 if lossy else 0)))
 
         return mask
 
-    return [_reader(path, mask_of(path.stem), None) for path in _files(root / "images")]
+    images = root / "images"
+    return [_reader(path, mask_of(path.relative_to(images).with_suffix("")), None, images) for path in _files(images)]
 
 
 def _voc(where: str, download: bool) -> list[_Reader]:
@@ -339,7 +348,7 @@ def _voc(where: str, download: bool) -> list[_Reader]:
                     ImageDraw.Draw(drawn).rectangle((left - 1, top - 1, right - 1, bottom - 1), fill=255)  # from 1
                 return drawn
 
-            return _reader(root / "JPEGImages" / name, mask, None)()
+            return _reader(root / "JPEGImages" / name, mask, None, root / "JPEGImages")()
 
         return read
 
@@ -358,7 +367,7 @@ def _coco(where: str, download: bool) -> list[_Reader]:
         for one in about["annotations"]:
             if isinstance(one["segmentation"], list):  # crowds are run lengths: not one object
                 polygons.setdefault(int(one["image_id"]), []).extend(one["segmentation"])
-        images = [(int(one["id"]), Path(str(one["file_name"])).name) for one in about["images"]]
+        images = [(int(one["id"]), _inside(root, str(one["file_name"]))) for one in about["images"]]
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is not a COCO file of instances: {type(error).__name__}: {error}") from error
 
@@ -372,7 +381,14 @@ def _coco(where: str, download: bool) -> list[_Reader]:
 
         return mask
 
-    return [_reader(root / name, mask_of(number), None) for number, name in images]
+    return [_reader(path, mask_of(number), None, root) for number, path in images]
+
+
+def _inside(root: Path, name: str) -> Path:
+    """A file below the folder, with its sub-folders where it is there, else by its last name alone."""
+    path = root / name
+    below = path.resolve().is_relative_to(root.resolve())
+    return path if below and path.exists() else root / Path(name).name
 
 
 def _torchvision(name: str) -> Callable[[str, bool], list[_Reader]]:

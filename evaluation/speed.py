@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import platform
 import statistics
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_attnkd.allocator import kept_buffers
+from captum_attnkd.allocator import kept_buffers, trim
 
 from .explainers import Explainer
 from .methods import Method
 from .subject import Subject
 
 FORWARD = "forward pass"
+SLOW = 20.0  # seconds a run, from which on it is timed once
 
 
 def speed(
@@ -40,7 +42,8 @@ def speed(
         images: (N, C, H, W), repeated as often as the largest batch asks.
         targets: classes (N,).
         batches: images at once.
-        repeats: taken in turn over all methods, so that the machine's drift hits all alike; after one that warms up.
+        repeats: taken in turn over all methods, so that the machine's drift hits all alike; after one that warms up. Of a run
+            that takes longer than `SLOW` there is one.
         progress: whether a bar is shown; None shows it at a terminal.
 
     Returns:
@@ -48,49 +51,57 @@ def speed(
         milliseconds an image; ratio, the median over repeats of its time to that of the forward pass in the same repeat; peak_mib,
         memory beyond what was in use before (NaN where it cannot be told); failure.
     """
-    rows = []
     largest = max(batches)
     again = -(-largest // len(images))
     images, targets = (t.repeat(again, *([1] * (t.dim() - 1)))[:largest].to(subject.device) for t in (images, targets))
     runs: dict[str, Explainer] = {FORWARD: lambda x, t: _forward(subject, x)}
-    failures: dict[str, str] = {}
+    failures: dict[tuple[str, int], str] = {}
     for method in methods:
         try:
             runs[method.name] = method.on(subject)
-        except Exception as error:
-            failures[method.name] = f"{type(error).__name__}: {error}"
+        except Exception as error:  # a table must survive any method
+            failures |= {(method.name, batch): _said(error) for batch in batches}
     disable = None if progress is None else not progress
-    with kept_buffers(), tqdm(total=len(batches) * (repeats + 1), unit="round", disable=disable) as bar:
+    rows = []
+    with tqdm(total=len(batches) * (repeats + 2), unit="round", disable=disable) as bar:
         for batch in batches:
             x, t = images[:batch], targets[:batch]
             peaks: dict[str, float] = {}
-            for name, run in runs.items():
+            for name, run in runs.items():  # once before the allocator is told to keep what is freed
                 try:
                     peaks[name] = _peak(subject, run, x, t)
-                except Exception as error:  # a table must survive any method
-                    failures[name] = f"{type(error).__name__}: {error}"
-            taken: dict[str, list[float]] = {name: [] for name in peaks}
+                except Exception as error:
+                    failures[name, batch] = _said(error)
             bar.update()
-            for _ in range(repeats):
-                for name in list(taken):
-                    try:
-                        taken[name].append(_seconds(subject, runs[name], x, t) / batch)
-                    except Exception as error:
-                        failures[name] = f"{type(error).__name__}: {error}"
-                        del taken[name]
-                bar.update()
-            for name, seconds in taken.items():
-                forward = taken.get(FORWARD, [math.nan] * repeats)
-                ratio = statistics.median(a / b for a, b in zip(seconds, forward, strict=True))
+            taken: dict[str, list[float]] = {name: [] for name in peaks}
+            with kept_buffers():
+                for repeat in range(repeats + 1):
+                    for name in list(taken):
+                        if repeat > 1 and taken[name][-1] * batch > SLOW:
+                            taken[name].append(taken[name][-1])  # so slow that once is enough
+                            continue
+                        try:
+                            taken[name].append(_seconds(subject, runs[name], x, t) / batch)
+                        except Exception as error:
+                            failures[name, batch] = _said(error)
+                            del taken[name]
+                    bar.update()
+            for name, seconds in taken.items():  # but the first, which warms up
+                forward = taken.get(FORWARD, [math.nan] * (repeats + 1))[1:]
+                ratio = statistics.median(a / b for a, b in zip(seconds[1:], forward, strict=True))
                 rows.append(
-                    {"method": name, "batch": batch, "ms": 1e3 * statistics.median(seconds), "ratio": ratio}
+                    {"method": name, "batch": batch, "ms": 1e3 * statistics.median(seconds[1:]), "ratio": ratio}
                     | {"peak_mib": peaks[name], "failure": ""}
                 )
     rows += [
-        {"method": name, "batch": 0, "ms": math.nan, "ratio": math.nan, "peak_mib": math.nan, "failure": why}
-        for name, why in failures.items()
+        {"method": name, "batch": batch, "ms": math.nan, "ratio": math.nan, "peak_mib": math.nan, "failure": why}
+        for (name, batch), why in failures.items()
     ]
     return pd.DataFrame(rows)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def break_even(seconds: Mapping[str, float], ours: str, fit_seconds: float) -> dict[str, float]:
@@ -109,7 +120,7 @@ def break_even(seconds: Mapping[str, float], ours: str, fit_seconds: float) -> d
     }
 
 
-def machine() -> str:
+def machine(device: torch.device | str = "cpu") -> str:
     """What this runs on, in words."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -118,7 +129,7 @@ def machine() -> str:
         name = found[0] if found else name
     threads = torch.get_num_threads()
     text = f"{name}, {threads} {'thread' if threads == 1 else 'threads'}"
-    return f"{text}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else f"{text}, no GPU"
+    return f"{text}, {torch.cuda.get_device_name(device)}" if str(device).startswith("cuda") else f"{text}, no GPU"
 
 
 def _forward(subject: Subject, images: Tensor) -> Tensor:
@@ -142,6 +153,7 @@ def _wait(device: torch.device) -> None:
 def _peak(subject: Subject, run: Explainer, images: Tensor, targets: Tensor) -> float:
     """Run once, to warm up; memory beyond that in use before, in MiB, NaN where it cannot be told."""
     cuda = subject.device.type == "cuda"
+    gc.collect()
     if cuda:
         torch.cuda.reset_peak_memory_stats(subject.device)
         before = torch.cuda.memory_allocated(subject.device) / 2**20
@@ -154,6 +166,7 @@ def _peak(subject: Subject, run: Explainer, images: Tensor, targets: Tensor) -> 
 
 def _fresh_peak() -> float:
     """Have Linux begin the process's peak anew; what is in use now, in MiB."""
+    trim()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

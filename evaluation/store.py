@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,22 @@ from captum_attnkd.errors import CheckpointError
 from .metrics import Measured
 
 # Raised when a method or metric of ours changes its answers, so that old ones are not taken for new ones.
-VERSION = 2
+VERSION = 3
 
 
 def key(*parts: Any) -> str:
-    """A name for what is worked out from these parts: strings, numbers, JSON-able settings and tensors."""
+    """A name for what is worked out from these parts: strings, numbers, JSON-able settings and tensors.
+
+    Raises:
+        TypeError: a part is none of these.
+    """
     digest = hashlib.sha256(f"{VERSION}".encode())
     for part in parts:
         if isinstance(part, Tensor):
             digest.update(f"{tuple(part.shape)}{part.dtype}".encode())
             digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         else:
-            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+            digest.update(json.dumps(part, sort_keys=True).encode())
         digest.update(b"\0")
     return digest.hexdigest()[:32]
 
@@ -92,8 +95,3 @@ class Store:
     def _write(self, kind: str, name: str, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         if self._folder is not None:
             checkpoint.write(self._folder / kind / f"{name}.safetensors", kind, tensors, about)
-
-
-def finite(values: Tensor) -> list[float | None]:
-    """Numbers as JSON knows them: NaN becomes None."""
-    return [None if math.isnan(value) else round(value, 6) for value in values.tolist()]

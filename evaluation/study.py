@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import statistics
 import time
 from collections.abc import Sequence
@@ -130,18 +131,18 @@ class Study:
 
     @cached_property
     def _identity(self) -> list[str]:
-        """Of the model. What has no weights is known by its answers."""
-        stateless = not self.subject.model.state_dict()
-        return [self.subject.fingerprint, key(self.probabilities.round(decimals=3)) if stateless else ""]
+        """Of the model, and of the packages it is asked through. What has no weights is told by what it says, image by image."""
+        versions = [importlib.metadata.version(name) for name in ("torch", "captum", "grad-cam", "quantus")]
+        return [self.subject.fingerprint, *versions]
 
     def _map_key(self, method: Method, index: int) -> str:
         subject, data = self.subject, self.data
         seen = data.images if method.at_once else data.images[index]
-        asked = self.asked if method.at_once else self.asked[index]
+        asked, said = (t if method.at_once else t[index] for t in (self.asked, self.predicted))
         return key(
-            "map", method.name, method.settings, self._identity, subject.layer_name, subject.seed,
-            subject.surrogate_fingerprint if method.learned else "", seen, asked, index if method.at_once else 0,
-            data.rivals is not None,
+            "map", method.name, method.settings, method.source, self._identity, subject.layer_name, subject.seed,
+            subject.surrogate_fingerprint if method.learned else "", seen, asked, said, index if method.at_once else 0,
+            data.rivals is not None, *((subject.mean, subject.deviation) if method.of_data else ()),
         )  # fmt: skip
 
     def _maps(self, method: Method, explain: Explainer) -> tuple[Tensor, float]:
@@ -177,9 +178,10 @@ class Study:
         if metric.asks_method and data.rivals is not None:
             raise ValueError("asks the method again about single classes; these images come with rivals")
         name = key(
-            "score", metric.name, metric.settings, self._identity, subject.precision, subject.seed, subject.batch,
-            data.images, self.targets, maps, data.masks, data.parts, data.rivals,
-            [method.name, method.settings] if metric.asks_method else [],
+            "score", metric.name, metric.settings, metric.source, self._identity, subject.precision, subject.seed,
+            subject.batch, subject.mean, subject.deviation,
+            data.images, self.targets, self.predicted, maps, data.masks, data.parts, data.rivals,
+            [method.name, method.settings, method.source] if metric.asks_method else [],
         )  # fmt: skip
         known = self.store.measured(name)
         if known is not None:

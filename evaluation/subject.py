@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_attnkd import AttentiveKDAttribution
 from captum_attnkd.devices import fast_context
+from captum_attnkd.target import check_output
 
 
 @dataclass(frozen=True)
@@ -19,14 +23,14 @@ class Subject:
     """A classifier and its surroundings.
 
     Attributes:
-        model: in evaluation mode; images (B, C, H, W) -> logits (B, K).
-        layer: where CAM methods look: the last layer with a spatial extent; None where there is none.
+        model: in evaluation mode; images (B, C, H, W) -> logits (B, K); what answers with probabilities is wrapped in
+            `AsLogits`.
+        layer: where CAM methods look: one of the model's modules; None where there is none.
         mean: of the data per channel (C,), for fills and baselines.
         deviation: likewise.
         surrogate: ours, fitted to `model`; None where it is not compared.
         batch: images at a time.
         seed: of all that methods and metrics draw.
-        layer_name: of `layer`.
         precision: in which metrics ask the model: "fp32", "bf16", or "auto": bf16 where the device does so natively. The
             methods always run in the model's own.
         refit: fits our surrogate to another model, for metrics that put the weights at random; None where it cannot be.
@@ -39,9 +43,18 @@ class Subject:
     surrogate: AttentiveKDAttribution | ContrastSurrogate | None = None
     batch: int = 30
     seed: int = 0
-    layer_name: str = field(default="", compare=False)
     precision: str = "auto"
     refit: Callable[[nn.Module], AttentiveKDAttribution] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse a precision that there is not."""
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"precision must be 'auto', 'fp32' or 'bf16', got {self.precision!r}")
+
+    @cached_property
+    def layer_name(self) -> str:
+        """Of `layer` in the model; empty where there is none."""
+        return next((name for name, module in self.model.named_modules() if module is self.layer), "")
 
     @property
     def device(self) -> torch.device:
@@ -50,8 +63,8 @@ class Subject:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the model's weights and kind, and of the data's statistics: maps and scores are kept under it."""
-        return fingerprint(self.model, self.mean, self.deviation)
+        """Of the model's weights and code: maps and scores are kept under it."""
+        return fingerprint(self.model)
 
     @cached_property
     def surrogate_fingerprint(self) -> str:
@@ -88,6 +101,39 @@ class Subject:
         return scores.to(images.device)
 
 
+class AsLogits(nn.Module):
+    """A model as a study asks it: float32 in, log-probabilities or logits in float32 out.
+
+    Args:
+        model: images -> scores (B, K); a module or a function.
+        probabilities: whether its scores are probabilities; their logarithm comes out, which is as good as logits.
+        dtype: of the images that the model takes.
+        exact: whether it is asked in its own precision wherever it is asked, as functions always are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[Tensor], Tensor],
+        probabilities: bool,
+        dtype: torch.dtype = torch.float32,
+        exact: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.probabilities, self.dtype = probabilities, dtype
+        self.exact = exact or not isinstance(model, nn.Module)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores (B, K), float32."""
+        with torch.autocast(images.device.type, enabled=False) if self.exact else nullcontext():
+            scores = check_output(self.model(images.to(self.dtype)), len(images)).float().to(images.device)
+        return scores.clamp_min(1e-12).log() if self.probabilities else scores
+
+    def extra_repr(self) -> str:
+        """What it does to the scores."""
+        return f"probabilities={self.probabilities}, dtype={self.dtype}"
+
+
 class Contrast(nn.Module):
     """A classifier as all methods can be asked "why a rather than b": output a * K + b is logit a less logit b.
 
@@ -119,19 +165,27 @@ class ContrastSurrogate:
 
 
 def last_spatial_layer(model: nn.Module, example: Tensor) -> tuple[str, nn.Module] | None:
-    """The last layer whose output has a spatial extent (B, C, h, w), h and w above one; None where there is none.
+    """The last layer whose output has a spatial extent (B, C, h, w), h and w above one.
+
+    None where there is none, where hooks are not to be had, or where it comes in the first quarter of the model: a
+    transformer's patches are no feature map of its classes.
 
     Args:
         model: in evaluation mode.
         example: images (1, C, H, W).
     """
-    found: list[tuple[str, nn.Module]] = []
-    handles = []
+    found: list[tuple[int, str, nn.Module]] = []
+    handles: list[Any] = []
+    passed = 0
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
 
         def seen(module: nn.Module, inputs: object, output: object, name: str = name) -> None:
+            nonlocal passed
+            passed += 1
             if isinstance(output, Tensor) and output.dim() == 4 and min(output.shape[-2:]) > 1:
-                found.append((name, module))
+                found.append((passed, name, module))
 
         handles.append(module.register_forward_hook(seen))
     try:
@@ -140,14 +194,28 @@ def last_spatial_layer(model: nn.Module, example: Tensor) -> tuple[str, nn.Modul
     finally:
         for handle in handles:
             handle.remove()
-    return found[-1] if found else None
+    return found[-1][1:] if found and found[-1][0] > passed / 4 else None
 
 
 def fingerprint(model: nn.Module, *tensors: Tensor) -> str:
-    """Of a module's parts, weights and buffers, and of further tensors."""
+    """Of a module's parts and their code, weights and buffers, and of further tensors."""
     parts = [f"{name}={type(part).__qualname__}({part.extra_repr()})" for name, part in model.named_modules()]
+    parts += sorted({_code(type(part)) for part in model.modules()})
     digest = hashlib.sha256("\n".join(parts).encode())
     for name, tensor in [*model.state_dict().items(), *((str(i), t) for i, t in enumerate(tensors))]:
+        if not isinstance(tensor, Tensor) or tensor.is_quantized:  # as quantised modules keep them
+            digest.update(f"{name}{tensor!r}".encode())
+            continue
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:24]
+
+
+def _code(kind: type) -> str:
+    """The source of a module's class; nothing of what comes with torch, whose version is told elsewhere."""
+    if kind.__module__.startswith(("torch.", "torchvision.")):
+        return ""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return ""

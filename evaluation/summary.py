@@ -17,15 +17,15 @@ ALPHA = 0.05
 
 
 def scores(outcomes: Mapping[str, Outcome], names: tuple[str, ...]) -> pd.DataFrame:
-    """Every score of every image: columns method, metric, image, score; NaN where there is none."""
+    """Every score of every image: columns method, metric, column (of the metric), image, score; NaN where there is none."""
     rows = [
-        {"method": method, "metric": column, "image": image, "score": value}
+        {"method": method, "metric": metric, "column": column, "image": image, "score": value}
         for method, outcome in outcomes.items()
-        for measured in outcome.measured.values()
+        for metric, measured in outcome.measured.items()
         for column, values in measured.scores.items()
         for image, value in zip(names, values.tolist(), strict=True)
     ]
-    return pd.DataFrame(rows, columns=["method", "metric", "image", "score"])
+    return pd.DataFrame(rows, columns=["method", "metric", "column", "image", "score"])
 
 
 def summary(outcomes: Mapping[str, Outcome], reference: str | None = None) -> pd.DataFrame:
@@ -75,7 +75,7 @@ def means(outcomes: Mapping[str, Outcome], metrics: Sequence[str] | None = None)
             if metrics is None or metric in metrics:
                 for column, better in measured.better.items():
                     arrow = "↑" if better == "higher" else "↓"
-                    rows[name][f"{column} {arrow}"] = float(measured.scores[column].nanmean())
+                    rows[name][f"{column} {arrow}"] = mean_of(measured.scores[column])
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -86,7 +86,7 @@ def leaders(outcomes: Mapping[str, Outcome], metric: str, column: str) -> tuple[
     if not found:
         return None, set()
     sign = 1.0 if next(iter(found.values())).better.get(column, "higher") == "higher" else -1.0
-    best = max(found, key=lambda name: sign * float(found[name].scores[column].nanmean()))
+    best = max(found, key=lambda name: sign * mean_of(found[name].scores[column]))
     p_values = {}
     for name, one in found.items():
         both = (found[best].scores[column] - one.scores[column])[
@@ -96,6 +96,11 @@ def leaders(outcomes: Mapping[str, Outcome], metric: str, column: str) -> tuple[
             p_values[name] = paired_test(both)
     corrected = holm(p_values)
     return best, {best} | {name for name, p in corrected.items() if p >= ALPHA}
+
+
+def mean_of(values: Tensor) -> float:
+    """Mean over the images that have a score; NaN where none has."""
+    return float(values[torch.isfinite(values)].mean())
 
 
 def _measured(outcomes: Mapping[str, Outcome], name: str | None, metric: str, column: str) -> Measured | None:

@@ -138,7 +138,9 @@ def gallery(
         ("Grad-CAM, first class", grad_cam(model, model._blocks[-1])(shown, first)),
         ("Integrated Gradients", F.avg_pool2d(integrated_gradients(model, 30, 32)(shown, first), 3, 1, 1)),
     ]
-    figure, axes = plt.subplots(len(shown), len(columns), figsize=(2.1 * len(columns), 2.25 * len(shown)), dpi=100)
+    figure, axes = plt.subplots(
+        len(shown), len(columns), figsize=(2.1 * len(columns), 2.25 * len(shown)), dpi=100, squeeze=False
+    )
     for row in range(len(shown)):
         pixels = (shown[row] * 128 + 127).clamp(0, 255).byte().permute(1, 2, 0).numpy()
         for column, (title, maps) in enumerate(columns):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -167,6 +168,11 @@ def test_a_model_that_is_only_a_function_fails_where_layers_are_needed_and_nowhe
         (("-m", "resnet18", "-i", "photos", "--weights", "BEST"), "has no weights 'BEST'"),
         (("-m", "mine:make", "-i", "photos", "--layer", "nine"), "has no layer 'nine'"),
         (("-m", "mine:make", "-i", "photos", "--mean", "a,b"), "--mean is one or three numbers"),
+        (("-m", "mine:make", "-i", "photos", "--fit", "digits:20"), "one of the kinds ...-train"),
+        (("-m", "mine:make", "-i", "photos", "--methods", "random,random"), "two methods named random"),
+        (("-m", "mine:make", "-i", "photos", "--device", "gpu"), "--device gpu cannot be used"),
+        (("-m", "mine:make", "-i", "photos", "--precision", "fp16"), "precision must be"),
+        (("-m", "mine:make", "-i", "digits:4"), "cannot take images of shape (1, 64, 64)"),
         (("-m", "mine:make", "-i", "photos", "--methods", "random", "--reference", "rise"), "not among the methods"),
     ],
 )
@@ -225,3 +231,54 @@ def test_held_out_and_rest_share_no_image(place: Path) -> None:
     rest = [image for batch in Rest("photos", transform, held_out=6).batches() for image in batch]
     assert len(rest) == 18
     assert not any(torch.equal(image, other) for image in prepared.data.images for other in rest)
+
+
+def test_probabilities_are_not_taken_for_logits(place: Path) -> None:
+    plain, told = (
+        prepare(name, "photos", folder=place / "here", limit=5).subject for name in ("mine:make", "mine:function")
+    )
+    images = prepare("mine:make", "photos", folder=place / "here", limit=5).data.images
+    torch.testing.assert_close(told.ask(images), plain.ask(images), atol=2e-2, rtol=0)  # bf16 where the machine has it
+    torch.testing.assert_close(told.model(images).softmax(dim=1), plain.model(images).softmax(dim=1))
+
+
+def test_models_in_other_precision_are_asked_in_theirs(place: Path) -> None:
+    (place / "mine.py").write_text(
+        MODEL + "\ndef double():\n    found = make()\n    found.model.double()\n    return found\n"
+    )
+    code, said = run(
+        "study", "-m", "mine:double", "-i", "photos", "--limit", "4", "--out", "here", "--no-costs",
+        "--methods", "grad-cam,saliency", "--metrics", "insertion-deletion,PixelFlipping",
+    )  # fmt: skip
+    assert code == 0
+    assert "failed" not in said
+
+
+def test_a_scripted_and_a_quantised_model_can_be_studied(place: Path) -> None:
+    (place / "mine.py").write_text(
+        MODEL
+        + "\ndef scripted():\n    found = make()\n    return Classifier(torch.jit.script(found.model), 32, (0.5,) * 3,"
+        " (0.5,) * 3)\n\ndef quantised():\n    found = make()\n    small = torch.ao.quantization.quantize_dynamic(found.model,"
+        " {nn.Linear})\n    return Classifier(small, 32, (0.5,) * 3, (0.5,) * 3)\n"
+    )
+    for name in ("scripted", "quantised"):
+        code, said = run(
+            "study", "-m", f"mine:{name}", "-i", "photos", "--limit", "4", "--out", name, "--no-costs",
+            "--methods", "occlusion,random", "--metrics", "insertion-deletion",
+        )  # fmt: skip
+        assert code == 0, said
+        assert "failed" not in said
+
+
+def test_a_method_of_the_users_own_is_found_beside_the_command_and_worked_out_anew_when_it_changes(place: Path) -> None:
+    code = "from captum_attnkd.evaluation.methods import Method\n\ndef bright(subject):\n    return lambda x, t: {}\n"
+    found = []
+    for name, body in (("yours", "x.sum(dim=1, keepdim=True)"), ("yours", "-x.sum(dim=1, keepdim=True)")):
+        (place / "yours.py").write_text(code.format(body))
+        sys.modules.pop("yours", None)
+        importlib.invalidate_caches()
+        status, said = run(*STUDY, "--methods", f"{name}:bright,random", "--metrics", "insertion-deletion")
+        assert status == 0, said
+        table = pd.read_csv(place / "here" / "summary.csv")
+        found.append(table[(table["method"] == "yours:bright") & (table["column"] == "insertion")]["mean"].item())
+    assert found[0] != found[1]

@@ -54,7 +54,7 @@ def _study(folder: Path) -> Study:
     masks[:4, 8:20, 8:20] = True
     names = (EVIL, *(f"image {index}" for index in range(5)))
     data = ImageSet(images, names, torch.tensor([1, 0, 2, 1, 0, 2]), masks, skipped=(f"{EVIL}.png: no image",))
-    subject = Subject(model.eval(), model[2], torch.full((3,), 0.5), torch.full((3,), 0.3), layer_name="2")
+    subject = Subject(model.eval(), model[2], torch.full((3,), 0.5), torch.full((3,), 0.3))
     methods = [*(METHODS[name] for name in NAMES), Method("broken", "perturbation", _broken)]
     own = {metric.name: metric for metric in OWN}
     metrics = [
@@ -265,7 +265,7 @@ def test_files_hold_what_was_found(made: Made) -> None:
             mean = float(made.outcomes[name].measured["insertion-deletion"].scores[column].mean())
             row = table[(table["method"] == name) & (table["column"] == column)]
             assert row["mean"].item() == pytest.approx(mean, abs=1e-6)
-            scores = every[(every["method"] == name) & (every["metric"] == column)]
+            scores = every[(every["method"] == name) & (every["column"] == column)]
             assert list(scores["image"]) == list(made.study.data.names)
             assert scores["score"].mean() == pytest.approx(mean, abs=1e-6)
 

@@ -58,7 +58,7 @@ def test_a_folder_is_read_to_its_depth_and_what_is_broken_is_named(tmp_path: Pat
     for source in (f"folder:{tmp_path}", str(tmp_path)):
         data = load(source, PLAIN)
         assert data.images.shape == (3, 3, 20, 20)
-        assert data.names == ("b", "c", "a")
+        assert data.names == ("b", "c", "deep/a")
         assert data.masks is None
         assert data.targets is None
         told = {Path(line.partition(": ")[0]).name: line for line in data.skipped}

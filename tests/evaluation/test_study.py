@@ -16,7 +16,7 @@ from captum_attnkd.evaluation.methods import METHODS, Method
 from captum_attnkd.evaluation.metrics import Case, Measured, Metric, find_metric
 from captum_attnkd.evaluation.sources import ImageSet
 from captum_attnkd.evaluation.statistics import holm, paired_interval, paired_test
-from captum_attnkd.evaluation.store import Store, finite, key
+from captum_attnkd.evaluation.store import Store, key
 from captum_attnkd.evaluation.study import Outcome, Study
 from captum_attnkd.evaluation.subject import Contrast, ContrastSurrogate, Subject
 from captum_attnkd.evaluation.summary import leaders, means, scores, summary
@@ -36,7 +36,9 @@ def linear(seed: int = 0) -> nn.Module:
 
 def subject_of(model: nn.Module | None = None, **more: Any) -> Subject:
     settings: dict[str, Any] = {"batch": 3, "precision": "fp32"} | more
-    return Subject(linear() if model is None else model, None, torch.zeros(2), torch.ones(2), **settings)
+    model = linear() if model is None else model
+    layer = list(model.children())[1] if settings.pop("layer", False) else None
+    return Subject(model, layer, torch.zeros(2), torch.ones(2), **settings)
 
 
 def data_of(images: Tensor = IMAGES, **more: Any) -> ImageSet:
@@ -140,9 +142,16 @@ def changed_target() -> ImageSet:
 
 CHANGES: dict[str, tuple[Callable[[Counting], dict[str, Any]], int, int]] = {
     "other weights": (lambda c: {"subject": subject_of(linear(1))}, COUNT, 1),
-    "other statistics": (lambda c: {"subject": replace(subject_of(), mean=torch.ones(2))}, COUNT, 1),
+    "other statistics": (lambda c: {"subject": replace(subject_of(), mean=torch.ones(2))}, 0, 1),
+    "other statistics, of which the method knows": (
+        lambda c: {"subject": replace(subject_of(), mean=torch.ones(2)), "methods": [c.method(of_data=True)]},
+        COUNT,
+        1,
+    ),
+    "other code of the method": (lambda c: {"methods": [c.method(source="new")]}, COUNT, 0),
+    "other code of the metric": (lambda c: {"metrics": [c.metric(source="new")]}, 0, 1),
     "another seed": (lambda c: {"subject": subject_of(seed=1)}, COUNT, 1),
-    "another layer": (lambda c: {"subject": subject_of(layer_name="1")}, COUNT, 0),
+    "another layer": (lambda c: {"subject": subject_of(layer=True)}, COUNT, 0),
     "another precision of metrics": (lambda c: {"subject": subject_of(precision="bf16")}, 0, 1),
     "another batch": (lambda c: {"subject": subject_of(batch=5)}, 0, 1),  # some draw for a batch at once
     "another setting": (lambda c: {"methods": [c.method(settings={"scale": 2.0})]}, COUNT, 1),
@@ -263,8 +272,11 @@ def test_keys_tell_all_parts_apart_and_where_they_end() -> None:
     assert key({"a": 1, "b": 2}, torch.eye(3)) == key({"b": 2, "a": 1}, torch.eye(3).T.contiguous().T)
 
 
-def test_numbers_for_json() -> None:
-    assert finite(torch.tensor([0.5, torch.nan, 1 / 3])) == [0.5, None, 0.333333]
+def test_a_part_that_no_key_can_be_made_of_is_refused() -> None:
+    with pytest.raises(TypeError):
+        key({"function": print})
+    with pytest.raises(TypeError):
+        key({"tensor": torch.zeros(3)})  # inside settings, where its middle would not be told
 
 
 # -- failures ------------------------------------------------------------------------------------------------------------------
@@ -411,8 +423,9 @@ NAN = float("nan")
 def test_every_score_of_every_image() -> None:
     outcomes = {"a": outcome_of(x=[1.0, 2.0], y=[NAN, 4.0]), "b": outcome_of(x=[5.0, 6.0])}
     table = scores(outcomes, ("one", "two"))
-    assert list(table.columns) == ["method", "metric", "image", "score"]
-    rows = [tuple(row) for row in table.fillna(-1).itertuples(index=False)]
+    assert list(table.columns) == ["method", "metric", "column", "image", "score"]
+    assert set(table["metric"]) == {"metric"}
+    rows = [tuple(row) for row in table.drop(columns="metric").fillna(-1).itertuples(index=False)]
     assert rows == [
         ("a", "x", "one", 1), ("a", "x", "two", 2), ("a", "y", "one", -1), ("a", "y", "two", 4), ("b", "x", "one", 5),
         ("b", "x", "two", 6),

@@ -133,7 +133,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             val_loader: images for the report and for early stopping; None holds out a tenth of the loader's images (256
                 at most), chosen by their content. Give one where the loader augments at random.
             image_key: where a batch holds the images: a key of a mapping, or a place in a tuple.
-            distil_steps: of stage 1 (the student learns the model's outputs) at most; None takes 200 for a grafted student and
+            distil_steps: of stage 1 (the student learns the model's outputs) at most; None takes 100 for a grafted student and
                 500 for a compact one.
             explain_steps: of stage 2 (the explanation network learns under a frozen judge) at most.
             batch_size: images a step, whatever the loader's batches are; three times as many while a compact student is distilled.

@@ -30,7 +30,7 @@ class FitSettings:
     """How long and how fast a surrogate is taught. The defaults are meant for every target and data set.
 
     Attributes:
-        distil_steps: of stage 1 at most; None takes 200 for a grafted student, which is right from the start, and 500 for a
+        distil_steps: of stage 1 at most; None takes 100 for a grafted student, which is right from the start, and 500 for a
             compact one, which begins with nothing.
         explain_steps: of stage 2 at most.
         batch_size: images a step and process; three times as many while a compact student is distilled.
@@ -72,7 +72,7 @@ class FitSettings:
         if stage == 1:
             return self.explain_steps, self.batch_size
         grafted = plan.student == "grafted"
-        steps = self.distil_steps if self.distil_steps is not None else 200 if grafted else 500
+        steps = self.distil_steps if self.distil_steps is not None else 100 if grafted else 500
         # A network that learns from nothing is better off with fewer and steadier steps: its batch statistics are measured.
         return steps, self.batch_size if grafted else 3 * self.batch_size
 

@@ -33,7 +33,6 @@ class Method:
         build: from the subject, and the settings by keyword, to an explainer.
         settings: what its maps depend on beside model and image; part of the cache's key.
         learned: whether its maps also depend on our surrogate.
-        one_pass: whether it costs about one forward and at most one backward pass an image.
         at_once: whether it must see all images of a study together, so that their maps depend on all of them.
         of_data: whether its maps depend on the data's mean and deviation.
         default: whether it is compared unless others are named.
@@ -45,7 +44,6 @@ class Method:
     build: Callable[..., Explainer]
     settings: dict[str, Any] = field(default_factory=dict)
     learned: bool = False
-    one_pass: bool = False
     at_once: bool = False
     of_data: bool = False
     default: bool = True
@@ -114,19 +112,19 @@ def _optimised(subject: Subject, **settings: Any) -> Explainer:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("ours", "ours", _ours, learned=True, one_pass=True),
-        Method("saliency", "gradients", _of_model(explainers.saliency), one_pass=True),
-        Method("input-x-gradient", "gradients", _of_model(explainers.input_x_gradient), one_pass=True),
+        Method("ours", "ours", _ours, learned=True),
+        Method("saliency", "gradients", _of_model(explainers.saliency)),
+        Method("input-x-gradient", "gradients", _of_model(explainers.input_x_gradient)),
         Method("integrated-gradients", "gradients", _of_model(explainers.integrated_gradients), {"steps": 50}),
         Method("smooth-grad", "gradients", _of_model(explainers.smooth_grad), {"samples": 25, "noise": 0.15}),
         Method("gradient-shap", "gradients", _of_model(explainers.gradient_shap), {"samples": 20}),
-        Method("deep-lift", "gradients", _of_model(explainers.deep_lift), one_pass=True, default=False),
-        Method("guided-backprop", "gradients", _of_model(explainers.guided_backprop), one_pass=True),
-        Method("guided-grad-cam", "gradients", _of_layer(explainers.guided_grad_cam), one_pass=True),
-        Method("grad-cam", "class activation", _of_layer(explainers.grad_cam), one_pass=True),
-        Method("grad-cam++", "class activation", _of_package("GradCAMPlusPlus"), one_pass=True),
-        Method("layer-cam", "class activation", _of_package("LayerCAM"), one_pass=True),
-        Method("eigen-cam", "class activation", _of_package("EigenCAM"), one_pass=True),
+        Method("deep-lift", "gradients", _of_model(explainers.deep_lift), default=False),
+        Method("guided-backprop", "gradients", _of_model(explainers.guided_backprop)),
+        Method("guided-grad-cam", "gradients", _of_layer(explainers.guided_grad_cam)),
+        Method("grad-cam", "class activation", _of_layer(explainers.grad_cam)),
+        Method("grad-cam++", "class activation", _of_package("GradCAMPlusPlus")),
+        Method("layer-cam", "class activation", _of_package("LayerCAM")),
+        Method("eigen-cam", "class activation", _of_package("EigenCAM")),
         Method("score-cam", "class activation", _of_package("ScoreCAM"), {"batch_size": 50}, default=False),
         Method("occlusion", "perturbation", _occlusion, {"window": 1 / 8, "stride": 1 / 16}),
         Method(
@@ -139,11 +137,11 @@ METHODS: dict[str, Method] = {
         Method("lime", "perturbation", _of_model(explainers.lime), {"samples": 300, "count": 50}, default=False),
         Method("rise", "perturbation", _of_model(perturbing.rise), {"masks": 1000}, default=False),
         Method("optimised", "optimised", _optimised, {"steps": 60, "resolution": 28}, default=False, of_data=True),
-        Method("blurred-grad-cam", "control", _of_layer(explainers.blurred_grad_cam), one_pass=True),
-        Method("mean-map", "control", _mean_of_ours, learned=True, one_pass=True, at_once=True),
-        Method("edges", "control", lambda subject: explainers.edges, one_pass=True),
-        Method("centre", "control", lambda subject: explainers.centre_prior, one_pass=True),
-        Method("random", "control", lambda subject: explainers.random_map, one_pass=True),
+        Method("blurred-grad-cam", "control", _of_layer(explainers.blurred_grad_cam)),
+        Method("mean-map", "control", _mean_of_ours, learned=True, at_once=True),
+        Method("edges", "control", lambda subject: explainers.edges),
+        Method("centre", "control", lambda subject: explainers.centre_prior),
+        Method("random", "control", lambda subject: explainers.random_map),
     )
 }
 

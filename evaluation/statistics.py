@@ -35,12 +35,12 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 # A report asks for hundreds of intervals over the same images.
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def _drawn(count: int, repeats: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, count, (repeats, count))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def _signs(count: int, repeats: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).choice([-1.0, 1.0], (repeats, count))
 

@@ -51,7 +51,7 @@ def main() -> None:
     test = scattered_digits(16 if small else 80, seed=1, split="test")
     pairs = scattered_digits(16 if small else 100, seed=2, split="test", digits=2)
     with kept_buffers():
-        model = train_digit_net(train, epochs=1 if small else 4)
+        model = train_digit_net(train, epochs=1 if small else 3)
         check = scattered_digits(50 if small else 500, seed=3, split="test")
         with torch.no_grad():
             right = (model(check.images).argmax(dim=1) == check.labels[:, 0]).float().mean().item()
@@ -81,7 +81,7 @@ def main() -> None:
     metrics = [metric for metric in OWN if metric.name in ("insertion-deletion", "pointing", "relevance-mass")]
     outcomes = Study(subject, data, methods, metrics, Store(None)).run()
     table = means(outcomes)
-    taken = speed(subject, methods, test.images, test.labels[:, 0], batches=(8,), repeats=2)
+    taken = speed(subject, methods, test.images, test.labels[:, 0], batches=(4,), repeats=2)
     table["ms/image ↓"] = taken.set_index("method")["ms"]
     if small:
         print("   --small: these figures mean nothing, they only show that everything runs.")

@@ -124,7 +124,7 @@ class DigitNet(nn.Module):
         return self.head(features.mean(dim=(2, 3)))
 
 
-def train_digit_net(data: ScatteredDigits, epochs: int = 4, seed: int = 0) -> DigitNet:
+def train_digit_net(data: ScatteredDigits, epochs: int = 3, seed: int = 0) -> DigitNet:
     """Train a classifier of single scattered digits; returns it in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -97,13 +98,13 @@ def gradient_shap(model: nn.Module, samples: int = 20) -> Explainer:
 def deep_lift(model: nn.Module) -> Explainer:
     """DeepLift (Shrikumar et al., 2017) from a zero baseline, absolute values summed over channels."""
     method = DeepLift(model)
-    return lambda images, classes: _magnitude(method.attribute(_fresh(images), target=classes))
+    return _quiet(lambda images, classes: _magnitude(method.attribute(_fresh(images), target=classes)))
 
 
 def guided_backprop(model: nn.Module) -> Explainer:
     """Guided backpropagation (Springenberg et al., 2015), absolute values summed over channels."""
     method = GuidedBackprop(model)
-    return lambda images, classes: _magnitude(method.attribute(_fresh(images), target=classes))
+    return _quiet(lambda images, classes: _magnitude(method.attribute(_fresh(images), target=classes)))
 
 
 # -- class activation maps -----------------------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ def grad_cam(model: nn.Module, layer: nn.Module) -> Explainer:
 def guided_grad_cam(model: nn.Module, layer: nn.Module) -> Explainer:
     """Guided Grad-CAM (Selvaraju et al., 2017): Grad-CAM times guided backpropagation."""
     method = GuidedGradCam(model, layer)
-    return lambda images, classes: _magnitude(method.attribute(_fresh(images), target=classes))
+    return _quiet(lambda images, classes: _magnitude(method.attribute(_fresh(images), target=classes)))
 
 
 def pytorch_grad_cam(name: str, model: nn.Module, layer: nn.Module, **settings: Any) -> Explainer:
@@ -261,6 +262,17 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in taught:
             parameter.requires_grad_(True)
+
+
+def _quiet(explain: Explainer) -> Explainer:
+    """Without Captum's word, at every call, that it has set hooks and will remove them."""
+
+    def explained(images: Tensor, classes: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Setting (forward|backward)")
+            return explain(images, classes)
+
+    return explained
 
 
 def _seeded(explain: Explainer, seed: int = 0) -> Explainer:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,20 @@ def write(path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor]
     described = {"kind": kind, "format": FORMAT_VERSION, "version": __version__, **about}
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {_KEY: json.dumps({**described, "digest": _digest(described, flat)})}  # one key: their order is not kept
-    handle, draft = tempfile.mkstemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent)
-    os.close(handle)
-    try:
+    with replacing(place) as draft:
         try:
             save_file(flat, draft, metadata=header)
         except SafetensorError as error:
             raise OSError(f"{place} could not be written: {error}") from error
+
+
+@contextlib.contextmanager
+def replacing(place: Path) -> Iterator[Path]:
+    """A draft to write to, which takes the place of the file at the end; after an error the file is as it was."""
+    handle, draft = tempfile.mkstemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent)
+    os.close(handle)
+    try:
+        yield Path(draft)
         with open(draft, "rb") as written:
             os.fsync(written.fileno())
         os.chmod(draft, 0o666 & ~_umask())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import checkpoint
-from .devices import channels_last_pays, fast_both_ways, fast_context, make_accelerator
+from .devices import channels_last_pays, fast_context, make_accelerator
 from .errors import CheckpointError, InputError, TargetError
 from .images import Stream, Survey, mixed
 from .objectives import Ask, Distillation, Explanation, Pixels
@@ -172,10 +172,7 @@ class Fit:
         if self.at.mirror is None:
             self.at.mirror = validation.bears_mirroring()
         if self.at.stage == 0:
-            trained = fast_both_ways(self.fast, surrogate.student)
-            distillation = Distillation(
-                surrogate.student, ask, pixels, mirror=self.at.mirror, fast=self.fast, fast_trained=trained
-            )
+            distillation = Distillation(surrogate.student, ask, pixels, mirror=self.at.mirror, fast=self.fast)
             self._stage(distillation, surrogate.student, lambda: validation.distillation(distillation), "distil")
         surrogate.student.eval()
         if self.at.stage == 1:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attended_area
+from .devices import fast_both_ways
 from .explanation import SOFTNESS, Mask, resized
 from .perturbation import blended, flipped, random_fills, random_shift, randomly_masked
 from .student import Context, Student
@@ -40,8 +41,7 @@ class Distillation(nn.Module):
         attention_charge: weight of the attended area: without it a student grafted on the target is right from the
             start, and its attention learns nothing.
         mirror: whether images are mirrored at random.
-        fast: context for passes without a gradient.
-        fast_trained: context for the trunk's pass where the trunk is taught.
+        fast: context for passes in lower precision: those without a gradient, and the trunk's own where it is taught and that pays.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class Distillation(nn.Module):
         attention_charge: float = 0.1,
         mirror: bool = False,
         fast: Context = nullcontext,
-        fast_trained: Context = nullcontext,
     ) -> None:
         super().__init__()
-        self._mirror, self._fast, self._fast_trunk = mirror, fast, fast if student.grafted else fast_trained
+        self._mirror, self._fast = mirror, fast
+        self._fast_trunk = fast if student.grafted else fast_both_ways(fast, student)
         self.student = student
         self._target, self._pixels = target, pixels
         self._temperature, self._supervision, self._charge = temperature, supervision, attention_charge

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import textwrap
@@ -16,6 +15,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
+from captum_attnkd import checkpoint
 from captum_attnkd.errors import AttnKDError
 
 from .methods import METHODS, Method, find_method
@@ -348,9 +348,8 @@ def _costs(study: Study, methods: Sequence[Method], folder: Path) -> pd.DataFram
     if bool((table["failure"] != "").any()):  # which may be mended
         return table
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")
-    table.to_json(part, orient="table", index=False)
-    part.replace(path)
+    with checkpoint.replacing(path) as draft:
+        table.to_json(draft, orient="table", index=False)
     return table
 
 

@@ -84,7 +84,5 @@ def drop_and_increase(ask: Ask, images: Tensor, maps: Tensor, targets: Tensor, f
     """
     low, high = maps.amin(dim=(1, 2, 3), keepdim=True), maps.amax(dim=(1, 2, 3), keepdim=True)
     seen = (maps - low) / (high - low).clamp_min(1e-12)
-    before, after = (
-        ask(shown).gather(1, targets[:, None])[:, 0].exp() for shown in (images, blended(seen, images, fills))
-    )
-    return ((before - after).clamp_min(0) / before.clamp_min(1e-12)).cpu(), (after > before).float().cpu()
+    before, after = (probability(ask, shown, targets) for shown in (images, blended(seen, images, fills)))
+    return (before - after).clamp_min(0) / before.clamp_min(1e-12), (after > before).float()

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -152,16 +152,25 @@ def find_method(name: str) -> Method:
     Raises:
         ValueError: there is none of that name; the nearest names are told.
     """
-    if name in METHODS:
-        return METHODS[name]
+    found, source = named("method", name, METHODS)
+    if isinstance(found, Method):
+        return replace(found, source=source) if source else found
+    if callable(found):
+        return Method(name, "perturbation", found, source=source)
+    raise ValueError(f"{name} is a {type(found).__name__}; a Method, or a function of a Subject, was expected")
+
+
+def named(what: str, name: str, known: Mapping[str, Any]) -> tuple[Any, str]:
+    """What is known by that name, or what `module:object` names; and in the latter case a digest of its code, else "".
+
+    Raises:
+        ValueError: there is none; the nearest names are told.
+    """
+    if name in known:
+        return known[name], ""
     if ":" in name:
-        found = imported(name)
-        if isinstance(found, Method):
-            return replace(found, source=code_of(name))
-        if callable(found):
-            return Method(name, "perturbation", found, source=code_of(name))
-        raise ValueError(f"{name} is a {type(found).__name__}; a Method, or a function of a Subject, was expected")
-    raise ValueError(unknown("method", name, list(METHODS)))
+        return imported(name), code_of(name)
+    raise ValueError(unknown(what, name, list(known)))
 
 
 def imported(name: str) -> Any:

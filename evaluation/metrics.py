@@ -13,7 +13,7 @@ from .explainers import Explainer
 from .faithfulness import area, drop_and_increase, perturbation_curve, probability
 from .fills import FILLS, UNSEEN, grey
 from .localisation import pointing_game, relevance_rank, saliency_share
-from .methods import code_of, imported, unknown
+from .methods import named
 from .road import road_curve
 from .subject import Subject
 
@@ -228,12 +228,7 @@ def find_metric(name: str) -> Metric:
     Raises:
         ValueError: there is none of that name; the nearest names are told.
     """
-    known = all_metrics()
-    if name in known:
-        return known[name]
-    if ":" in name:
-        found = imported(name)
-        if isinstance(found, Metric):
-            return replace(found, source=code_of(name))
+    found, source = named("metric", name, all_metrics())
+    if not isinstance(found, Metric):
         raise ValueError(f"{name} is a {type(found).__name__}; a Metric was expected")
-    raise ValueError(unknown("metric", name, list(known)))
+    return replace(found, source=source) if source else found

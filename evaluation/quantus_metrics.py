@@ -81,8 +81,8 @@ class _Fast(nn.Module):
 def _asked_again(name: str, case: Case, subject: Subject) -> Callable[..., Any]:
     """The method as Quantus asks it. Where it hands over another model, with random weights, the method is made anew for that."""
     # Where weights are put at random, ours is fitted anew, briefly; so it is for the model as it is, lest the fits differ.
-    own = {} if name in ("MPRT", "EfficientMPRT") else {fingerprint(subject.model): case.explain}
-    known: dict[str, Explainer] = own
+    again = name in ("MPRT", "EfficientMPRT")
+    known: dict[str, Explainer] = {} if again else {subject.fingerprint: case.explain}
 
     def explain(model: Any, inputs: Any, targets: Any, **_: Any) -> Any:
         state = fingerprint(model)

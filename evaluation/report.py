@@ -11,7 +11,6 @@ import importlib.metadata
 import io
 import json
 import math
-import os
 import platform
 import statistics
 from collections import Counter
@@ -29,6 +28,8 @@ import torch.nn.functional as F
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
+
+from captum_attnkd import checkpoint
 
 from .methods import Kind, Method, unknown
 from .metrics import Family, Measured, Metric
@@ -567,7 +568,7 @@ def _record(run: _Run, costs: pd.DataFrame | None) -> dict[str, Any]:
     return {
         "about": {part.name: getattr(run.about, part.name) for part in fields(run.about)},
         "versions": versions(),
-        "machine": machine(),
+        "machine": machine(subject.device),
         "device": str(subject.device),
         "precision": subject.precision,
         "layer": subject.layer_name,
@@ -627,16 +628,9 @@ def _plain(value: Any) -> Any:
 
 def _write(path: Path, text: str) -> None:
     """Whatever happens, `path` holds either the old content or the new."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with checkpoint.replacing(path) as draft:
         # Names of files may hold bytes that are no text.
-        with draft.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 # -- words and numbers ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .faithfulness import Ask, ranks_of
+from .faithfulness import Ask, probability, ranks_of
 
 SHARES = (0.2, 0.4, 0.6, 0.8)
 _DIRECT, _DIAGONAL = 1 / 6, 1 / 12  # weights of a pixel's neighbours, as in the paper
@@ -47,8 +47,7 @@ def road_curve(
         if not 0 < share < 1:
             raise ValueError(f"shares to remove must lie in (0, 1), got {share}")
         removed = ranks < round(share * ranks[0].numel())
-        answer = ask(imputed(images, removed, generator))
-        points.append(answer.gather(1, targets[:, None])[:, 0].exp().cpu())
+        points.append(probability(ask, imputed(images, removed, generator), targets))
     return torch.stack(points, dim=1)
 
 

@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -94,6 +94,7 @@ def square(size: int, mean: Sequence[float], deviation: Sequence[float]) -> Tran
 _Found = tuple[str, Image.Image, Image.Image | None, int | None]
 _Unread = tuple[str, str]
 _Reader = Callable[[], "_Found | _Unread"]
+_Generator = Callable[[str, "int | None"], ImageSet]  # how many, at most how many
 
 
 def load(
@@ -448,18 +449,14 @@ def _count(where: str, limit: int | None, default: int = 100) -> int:
     return min(count, limit) if limit else count
 
 
-def _digits(where: str, limit: int | None) -> ImageSet:
-    from .datasets.digits import scattered_digits
+def _digits(seed: int, split: Literal["train", "test"], default: int) -> _Generator:
+    def made(where: str, limit: int | None) -> ImageSet:
+        from .datasets.digits import scattered_digits
 
-    data = scattered_digits(_count(where, limit), seed=1, split="test")
-    return ImageSet(data.images, _numbered(data), data.labels[:, 0], data.masks[:, 0])
+        data = scattered_digits(_count(where, limit, default), seed, split)
+        return ImageSet(data.images, _numbered(data), data.labels[:, 0], data.masks[:, 0])
 
-
-def _digits_to_learn(where: str, limit: int | None) -> ImageSet:
-    from .datasets.digits import scattered_digits
-
-    data = scattered_digits(_count(where, limit, 3000), seed=0)
-    return ImageSet(data.images, _numbered(data), data.labels[:, 0], data.masks[:, 0])
+    return made
 
 
 def _two_digits(where: str, limit: int | None) -> ImageSet:
@@ -484,18 +481,14 @@ def _digit_mosaics(where: str, limit: int | None) -> ImageSet:
     return ImageSet(made.images, _numbered(made), made.labels[torch.arange(len(made)), cells], made.masks[cells])
 
 
-def _birds(where: str, limit: int | None) -> ImageSet:
-    from .datasets.birds import birds
+def _birds(seed: int, default: int) -> _Generator:
+    def made(where: str, limit: int | None) -> ImageSet:
+        from .datasets.birds import birds
 
-    data = birds(_count(where, limit), seed=1)
-    return ImageSet(data.images, _numbered(data), data.labels, data.masks)
+        data = birds(_count(where, limit, default), seed)
+        return ImageSet(data.images, _numbered(data), data.labels, data.masks)
 
-
-def _birds_to_learn(where: str, limit: int | None) -> ImageSet:
-    from .datasets.birds import birds
-
-    data = birds(_count(where, limit, 3600), seed=0)
-    return ImageSet(data.images, _numbered(data), data.labels, data.masks)
+    return made
 
 
 def _bird_pairs(where: str, limit: int | None) -> ImageSet:
@@ -515,12 +508,12 @@ def _numbered(data: Any) -> tuple[str, ...]:
     return tuple(str(index) for index in range(len(data)))
 
 
-GENERATED: dict[str, Callable[[str, int | None], ImageSet]] = {
-    "digits": _digits,
-    "digits-train": _digits_to_learn,
+GENERATED: dict[str, _Generator] = {
+    "digits": _digits(1, "test", 100),
+    "digits-train": _digits(0, "train", 3000),
     "two-digits": _two_digits,
     "digit-mosaics": _digit_mosaics,
-    "birds": _birds,
-    "birds-train": _birds_to_learn,
+    "birds": _birds(1, 100),
+    "birds-train": _birds(0, 3600),
     "bird-pairs": _bird_pairs,
 }

@@ -103,10 +103,11 @@ class Study:
                     bar.update(1 + len(self.metrics))
                     continue
                 bar.update()
+                maps_key = key(outcome.maps)
                 for metric in self.metrics:
                     bar.set_description(f"{method.name}: {metric.name}")
                     try:
-                        outcome.measured[metric.name] = self._measured(metric, method, explain, outcome.maps)
+                        outcome.measured[metric.name] = self._measured(metric, method, explain, outcome.maps, maps_key)
                     except Exception as error:
                         outcome.failures[metric.name] = f"{type(error).__name__}: {error}"
                     bar.update()
@@ -135,13 +136,18 @@ class Study:
         versions = [importlib.metadata.version(name) for name in ("torch", "captum", "grad-cam", "quantus")]
         return [self.subject.fingerprint, *versions]
 
+    @cached_property
+    def _set(self) -> str:
+        """Of all images together with what is asked, said and known of them: digested once, not for every cell."""
+        data = self.data
+        return key(data.images, self.targets, self.predicted, data.masks, data.parts, data.rivals)
+
     def _map_key(self, method: Method, index: int) -> str:
         subject, data = self.subject, self.data
-        seen = data.images if method.at_once else data.images[index]
-        asked, said = (t if method.at_once else t[index] for t in (self.asked, self.predicted))
+        alone = (data.images[index], self.asked[index], self.predicted[index])
         return key(
             "map", method.name, method.settings, method.source, self._identity, subject.layer_name, subject.seed,
-            subject.surrogate_fingerprint if method.learned else "", seen, asked, said, index if method.at_once else 0,
+            subject.surrogate_fingerprint if method.learned else "", *((self._set, index) if method.at_once else alone),
             data.rivals is not None, *((subject.mean, subject.deviation) if method.of_data else ()),
         )  # fmt: skip
 
@@ -173,14 +179,14 @@ class Study:
 
     # -- scores --------------------------------------------------------------------------------------------------------
 
-    def _measured(self, metric: Metric, method: Method, explain: Explainer, maps: Tensor) -> Measured:
+    def _measured(self, metric: Metric, method: Method, explain: Explainer, maps: Tensor, maps_key: str) -> Measured:
         data, subject = self.data, self.subject
         if metric.asks_method and data.rivals is not None:
             raise ValueError("asks the method again about single classes; these images come with rivals")
         name = key(
             "score", metric.name, metric.settings, metric.source, self._identity, subject.precision, subject.seed,
             subject.batch, subject.mean, subject.deviation,
-            data.images, self.targets, self.predicted, maps, data.masks, data.parts, data.rivals,
+            self._set, maps_key,
             [method.name, method.settings, method.source] if metric.asks_method else [],
         )  # fmt: skip
         known = self.store.measured(name)

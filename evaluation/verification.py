@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .explainers import random_map
-from .faithfulness import perturbation_curve, ranks_of
+from .faithfulness import perturbation_curve, probability, ranks_of
 from .localisation import pointing_game, relevance_rank, saliency_share
 from .road import SHARES, imputed
 from .sources import ImageSet
@@ -113,8 +113,8 @@ def _road(
     some = slice(0, 4)
     ranks, points = ranks_of(maps[some]), []
     for share in SHARES:
-        answer = subject.ask(impute(images[some], ranks < round(share * ranks[0].numel())))
-        points.append(answer.gather(1, targets[some, None])[:, 0].exp().cpu())
+        shown = impute(images[some], ranks < round(share * ranks[0].numel()))
+        points.append(probability(subject.ask, shown, targets[some]))
     return torch.stack(points, dim=1)
 
 

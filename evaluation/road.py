@@ -11,8 +11,6 @@ from torch import Tensor
 from .faithfulness import Ask, probability, ranks_of
 
 SHARES = (0.2, 0.4, 0.6, 0.8)
-_DIRECT, _DIAGONAL = 1 / 6, 1 / 12  # weights of a pixel's neighbours, as in the paper
-_NEIGHBOURS = torch.tensor([[_DIAGONAL, _DIRECT, _DIAGONAL], [_DIRECT, 0.0, _DIRECT], [_DIAGONAL, _DIRECT, _DIAGONAL]])
 
 
 @torch.no_grad()
@@ -89,11 +87,6 @@ def _solved(image: Tensor, removed: Tensor, tolerance: float, most: int) -> Tens
     """An image (1, C, H, W) whose removed pixels (1, 1, H, W) are the weighted means of their neighbours."""
     gone = removed.to(image.dtype)
     kept = 1 - gone
-    kernel = _NEIGHBOURS.to(image).expand(image.shape[1], 1, 3, 3)
-
-    def neighbours(values: Tensor) -> Tensor:
-        return F.conv2d(values, kernel[: values.shape[1]], padding=1, groups=values.shape[1])
-
     total = neighbours(torch.ones_like(gone))  # less at the border, where neighbours are missing
     precondition = _preconditioner(gone, total, total - neighbours(gone))
 
@@ -121,6 +114,20 @@ def _solved(image: Tensor, removed: Tensor, tolerance: float, most: int) -> Tens
     raise RuntimeError(f"the imputation did not converge to {tolerance} in {most} iterations")
 
 
+def neighbours(values: Tensor) -> Tensor:
+    """Sum over the eight neighbours (..., H, W), those at a side times 1/6 and those at a corner times 1/12, as in the paper.
+
+    That is [1 2 1] along both axes, over 12, less the pixel's own share: on a CPU a twentieth of the time of a convolution.
+    """
+    down = values + values
+    down[..., 1:, :] += values[..., :-1, :]
+    down[..., :-1, :] += values[..., 1:, :]
+    both = down + down
+    both[..., 1:] += down[..., :-1]
+    both[..., :-1] += down[..., 1:]
+    return both.div_(12).sub_(values, alpha=1 / 3)
+
+
 def _preconditioner(gone: Tensor, total: Tensor, ties: Tensor) -> Callable[[Tensor], Tensor]:
     """Residuals (1, C, H, W) divided by the system's diagonal, at full size and summed over ever larger blocks.
 
@@ -133,7 +140,7 @@ def _preconditioner(gone: Tensor, total: Tensor, ties: Tensor) -> Callable[[Tens
     tied, count, side = gone * ties, gone, 1
     while side < max(gone.shape[-2:]) and len(diagonals) < 7:
         side *= 2
-        tied, count = (4 * F.avg_pool2d(values, 2, ceil_mode=True) for values in (tied, count))
+        tied, count = (_sums(values) for values in (tied, count))
         # A block is tied to what is kept, and along its border to other blocks: about a third a pixel, on four sides.
         border = 4 / 3 * side * (count / side**2).sqrt()
         diagonals.append(torch.where(count > 0, 1 / (tied + border).clamp_min(1e-6), 0.0))
@@ -141,7 +148,7 @@ def _preconditioner(gone: Tensor, total: Tensor, ties: Tensor) -> Callable[[Tens
     def precondition(residual: Tensor) -> Tensor:
         parts, sums = [], residual
         for diagonal in diagonals:
-            sums = 4 * F.avg_pool2d(sums, 2, ceil_mode=True)
+            sums = _sums(sums)
             parts.append(sums * diagonal)
         found = residual / total
         coarse: Tensor | None = None
@@ -151,6 +158,11 @@ def _preconditioner(gone: Tensor, total: Tensor, ties: Tensor) -> Callable[[Tens
         return gone * (found if coarse is None else found + coarse)
 
     return precondition
+
+
+def _sums(values: Tensor) -> Tensor:
+    """Over blocks of 2x2; at an odd border over what there is of them, so that enlarging is exactly the adjoint."""
+    return F.avg_pool2d(values, 2, ceil_mode=True, divisor_override=1)
 
 
 def _filled(images: Tensor, kept: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from captum_attnkd.errors import CheckpointError
 from .metrics import Measured
 
 # Raised when a method or metric of ours changes its answers, so that old ones are not taken for new ones.
-VERSION = 3
+VERSION = 4
 
 
 def key(*parts: Any) -> str:

@@ -48,6 +48,13 @@ def test_the_imputation_is_the_solution_of_the_linear_system(share: float) -> No
             torch.testing.assert_close(found[index, channel], wanted, atol=1e-4, rtol=0)
 
 
+def test_a_hole_that_reaches_the_border_converges_as_fast_as_any() -> None:
+    images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    removed = torch.ones(1, 1, 224, 224, dtype=torch.bool)
+    removed[:, :, 120:, 130:] = False  # 224 is no power of two: blocks at the border are incomplete
+    imputed(images, removed, torch.Generator(), most=150)
+
+
 def test_large_images_converge_and_kept_pixels_stay() -> None:
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(2, 3, 224, 224, generator=generator)

@@ -35,6 +35,8 @@ from captum_attnkd.perturbation import blurred
 
 Explainer = Callable[[Tensor, Tensor], Tensor]
 
+AT_ONCE = 64  # images that a gradient is asked of together, so that 24 GiB are enough for a model of 224x224
+
 
 def _magnitude(attributions: Tensor) -> Tensor:
     """One value a pixel: absolute values summed over channels."""
@@ -61,23 +63,23 @@ def input_x_gradient(model: nn.Module) -> Explainer:
     return lambda images, classes: _magnitude(method.attribute(_fresh(images), target=classes))
 
 
-def integrated_gradients(model: nn.Module, steps: int = 50, batch: int = 200) -> Explainer:
+def integrated_gradients(model: nn.Module, steps: int = 50) -> Explainer:
     """Integrated gradients (Sundararajan et al., 2017) from a zero baseline, absolute values summed over channels."""
     method = IntegratedGradients(model)
     return lambda images, classes: _magnitude(
-        method.attribute(images, target=classes, n_steps=steps, internal_batch_size=max(batch, len(images)))
+        method.attribute(images, target=classes, n_steps=steps, internal_batch_size=max(AT_ONCE, len(images)))
     )
 
 
-def smooth_grad(model: nn.Module, samples: int = 25, noise: float = 0.15, batch: int = 50) -> Explainer:
+def smooth_grad(model: nn.Module, samples: int = 25, noise: float = 0.15) -> Explainer:
     """SmoothGrad (Smilkov et al., 2017): mean gradients under noise of a share `noise` of the image's range."""
     method = NoiseTunnel(Saliency(model))
 
     def explain(images: Tensor, classes: Tensor) -> Tensor:
         spread = float(noise * (images.max() - images.min()))
         found = method.attribute(
-            _fresh(images), nt_samples=samples, nt_samples_batch_size=batch, stdevs=spread, nt_type="smoothgrad",
-            target=classes, abs=False,
+            _fresh(images), nt_samples=samples, nt_samples_batch_size=max(AT_ONCE // len(images), 1), stdevs=spread,
+            nt_type="smoothgrad", target=classes, abs=False,
         )  # fmt: skip
         return _magnitude(found)
 
@@ -90,7 +92,12 @@ def gradient_shap(model: nn.Module, samples: int = 20) -> Explainer:
 
     def explain(images: Tensor, classes: Tensor) -> Tensor:
         baselines = torch.cat([torch.zeros_like(images), torch.full_like(images, float(images.min()))])
-        return _magnitude(method.attribute(_fresh(images), baselines, n_samples=samples, target=classes))
+        some = max(AT_ONCE // samples, 1)
+        parts = [
+            method.attribute(_fresh(x), baselines, n_samples=samples, target=t)
+            for x, t in zip(images.split(some), classes.split(some), strict=True)
+        ]
+        return _magnitude(torch.cat(parts))
 
     return _seeded(explain)
 

@@ -39,7 +39,9 @@ class Classifier:
     classes: tuple[str, ...] | None = None
 
 
-def find_classifier(name: str, weights: str | None = None, kept: Path | None = None) -> Classifier:
+def find_classifier(
+    name: str, weights: str | None = None, kept: Path | None = None, shuffled: bool = False
+) -> Classifier:
     """A classifier by name.
 
     Args:
@@ -48,13 +50,16 @@ def find_classifier(name: str, weights: str | None = None, kept: Path | None = N
         weights: for torchvision's models: a state dict in a .safetensors file, or the name of torchvision's weights, such
             as DEFAULT, which are fetched if they are not there yet. None leaves them random.
         kept: folder where `digits` and `birds` are kept once trained.
+        shuffled: of `digits` and `birds`: train on shuffled labels, so that there is nothing to be learned.
 
     Raises:
-        ValueError: there is no such model, or what was made is none.
+        ValueError: there is no such model, or what was made is none; or another is to be trained on shuffled labels.
         OSError: the weights cannot be read.
     """
     if name in OURS:
-        return _ours(name, kept)
+        return _ours(name, kept, shuffled)
+    if shuffled:
+        raise ValueError(f"{name} is not ours to train; only {' and '.join(OURS)} are")
     if ":" in name:
         return _made(name)
     return _torchvision(name, weights)
@@ -100,28 +105,40 @@ def _torchvision(name: str, weights: str | None) -> Classifier:
     )  # fmt: skip
 
 
-def _digits() -> tuple[nn.Module, Callable[[], nn.Module], Classifier]:
+_Ours = tuple[
+    nn.Module, Callable[[bool], nn.Module], Classifier
+]  # untrained; how it is trained, labels shuffled or not
+
+
+def _digits() -> _Ours:
     from .datasets.digits import SIZE, DigitNet, scattered_digits, train_digit_net
 
     net = DigitNet().eval().to(memory_format=torch.channels_last)
     about = Classifier(net, SIZE, (0.0,), (1.0,), tuple(str(digit) for digit in range(10)))
-    return net, lambda: train_digit_net(scattered_digits(3000, seed=0)), about
+    return net, lambda shuffled: train_digit_net(_labelled(scattered_digits(3000, seed=0), shuffled)), about
 
 
-def _birds() -> tuple[nn.Module, Callable[[], nn.Module], Classifier]:
+def _birds() -> _Ours:
     from .datasets.birds import SPECIES, BirdNet, birds, train_bird_net
 
     net = BirdNet().eval().to(memory_format=torch.channels_last)
     about = Classifier(net, 128, (0.0,) * 3, (1.0,) * 3, tuple(species.name for species in SPECIES))
-    return net, lambda: train_bird_net(birds(3600, seed=0)), about
+    return net, lambda shuffled: train_bird_net(_labelled(birds(3600, seed=0), shuffled)), about
+
+
+def _labelled(data: Any, shuffled: bool) -> Any:
+    """The same images, with their own labels or with each other's."""
+    if not shuffled:
+        return data
+    return replace(data, labels=data.labels[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))])
 
 
 OURS = {"digits": _digits, "birds": _birds}
 
 
-def _ours(name: str, kept: Path | None) -> Classifier:
+def _ours(name: str, kept: Path | None, shuffled: bool) -> Classifier:
     network, trained, about = OURS[name]()
-    path = None if kept is None else kept / f"{name}.safetensors"
+    path = None if kept is None else kept / f"{name}{'-shuffled' if shuffled else ''}.safetensors"
     design = hashlib.sha256(repr(network).encode()).hexdigest()[:16]
     if path is not None and path.exists():
         try:
@@ -132,7 +149,7 @@ def _ours(name: str, kept: Path | None) -> Classifier:
         except RuntimeError as error:
             raise CheckpointError(f"{path} does not fit: {error}") from error
         return about
-    network.load_state_dict(trained().state_dict())
+    network.load_state_dict(trained(shuffled).state_dict())
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import textwrap
@@ -9,25 +10,30 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
+from torch import nn
 
 from captum_attnkd import checkpoint
 from captum_attnkd.errors import AttnKDError
 
+from .classifiers import OURS, find_classifier
 from .methods import METHODS, Method, find_method
 from .metrics import Metric, all_metrics, find_metric
-from .preparing import Prepared, prepare
+from .preparing import SURROGATE, prepare
 from .report import About, write_report
+from .sanity import Sanity, planted
 from .sources import GENERATED, KINDS, ImageSet
 from .speed import FORWARD, break_even, machine, speed
 from .store import Store, key
 from .study import Outcome, Study
 from .summary import means
 from .verification import verify
+from .workers import work_ahead
 
 app = typer.Typer(
     add_completion=False,
@@ -93,6 +99,14 @@ Limit = Annotated[
 HeldOut = Annotated[
     int | None, typer.Option(min=1, help="Study so many images, by a fixed shuffle; keep the rest for --fit rest.")
 ]
+Mosaics = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="The grid pointing game: put images that the model is sure of together, four classes in one, so many times, and ask "
+        "about one cell after the other.",
+    ),
+]
 Layer = Annotated[
     str | None, typer.Option(help="Where CAM methods look; default: the last layer with a spatial extent.")
 ]
@@ -105,6 +119,13 @@ Batch = Annotated[int, typer.Option(min=1, help="Images at a time.")]
 Seed = Annotated[int, typer.Option(help="Of the fit, and of all that methods and metrics draw.")]
 Device = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, `cuda:1`, ...; default: where the model is.")]
 Precision = Annotated[str, typer.Option(help="In which metrics ask the model: `fp32`, `bf16`, or `auto`.")]
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Processes that share methods and cores among them: faster than one on a CPU, at the price of its memory each.",
+    ),
+]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision's data sets be fetched.")]
 
 
@@ -124,6 +145,7 @@ def study_command(
     weights: Weights = None,
     limit: Limit = None,
     held_out: HeldOut = None,
+    mosaics: Mosaics = None,
     layer: Layer = None,
     size: Size = None,
     mean: Mean = None,
@@ -133,6 +155,7 @@ def study_command(
     device: Device = None,
     precision: Precision = "auto",
     download: Download = False,
+    workers: Workers = 1,
     costs: Annotated[bool, typer.Option(help="Also time the methods, at batch 1 and 32; adds some minutes.")] = True,
     gallery: Annotated[int, typer.Option(min=0, help="Images in the report's gallery.")] = 8,
 ) -> None:
@@ -157,21 +180,27 @@ def study_command(
             raise ValueError(f"the reference {reference!r} is not among the methods")
         if metrics not in ("default", "all"):
             [find_metric(name.strip()) for name in metrics.split(",")]  # a misspelt name is told before a fit
-        prepared = _prepared(**{name: value for name, value in locals().items() if name in _PREPARING})
+        arguments = _arguments(locals())
+        prepared = prepare(**arguments)
         measured = _metrics(metrics, prepared.data)
         compared = Study(prepared.subject, prepared.data, chosen, measured, Store(out / "cache"))
         typer.echo(
             f"{len(compared.data)} images, {len(chosen)} methods, {len(measured)} metrics, on {machine(prepared.subject.device)}"
             + ("" if compared.right is None else f"; the model is right on {compared.right:.1%}")
         )
+        if workers > 1:
+            if fit is not None and surrogate is None:  # fitted just now, and once is enough
+                arguments |= {"surrogate": out / SURROGATE, "student": "auto"}
+            work_ahead(workers, arguments, _names(methods, chosen), _names(metrics, measured), out / "cache")
         outcomes = compared.run()
         attribution = prepared.subject.surrogate
         report = None if attribution is None else attribution.report_
+        source = images if mosaics is None else f"mosaics of {images}"
         about = About(
-            title=f"{model} on {images}",
+            title=f"{model} on {source}",
             command=shlex.join(["attnkd", *sys.argv[1:]]),
             model=model,
-            source=images,
+            source=source,
             classes=prepared.classifier.classes,
             fit=None if report is None else report.as_dict(),
             seconds=time.monotonic() - started,
@@ -211,7 +240,7 @@ def speed_command(
     """Time explainers against the model's own forward pass: interleaved repeats, medians, ratios, memory, break-even."""
     with _told():
         chosen = _methods(methods, fit is not None or surrogate is not None)
-        prepared = _prepared(**{name: value for name, value in locals().items() if name in _PREPARING})
+        prepared = prepare(**_arguments(locals()))
         targets = prepared.subject.ask(prepared.data.images).argmax(dim=1)
         sizes = sorted({_whole(one, "batches") for one in batches.split(",")})
         table = speed(prepared.subject, chosen, prepared.data.images, targets, sizes, repeats)
@@ -255,10 +284,78 @@ def verify_command(
 ) -> None:
     """Compute our metrics on your model and images with independent implementations too: differences and times."""
     with _told():
-        prepared = _prepared(**{name: value for name, value in locals().items() if name in _PREPARING})
+        prepared = prepare(**_arguments(locals()))
         targets = prepared.subject.ask(prepared.data.images).argmax(dim=1)
         table = verify(prepared.subject, prepared.data, targets)
         typer.echo(f"{len(prepared.data)} images; {machine(prepared.subject.device)}\n\n{table.to_string(index=False)}")
+
+
+@app.command("sanity")
+def sanity_command(
+    model: Model,
+    images: Images,
+    out: Out = Path("out/sanity"),
+    fit: FitOn = None,
+    surrogate: Surrogate = None,
+    methods: Annotated[str, typer.Option(help="Names by comma; one of yours is `module:object`.")] = "ours,grad-cam",
+    shuffled: Annotated[
+        str | None,
+        typer.Option(help="`module:function` for a model of the same build that was trained on shuffled labels."),
+    ] = None,
+    shortcut: Annotated[
+        bool, typer.Option(help="Also plant a shortcut into a network of our own and look whether the maps find it.")
+    ] = True,
+    student: Student = "auto",
+    weights: Weights = None,
+    limit: Limit = 60,
+    held_out: HeldOut = None,
+    layer: Layer = None,
+    size: Size = None,
+    mean: Mean = None,
+    deviation: Deviation = None,
+    batch: Batch = 15,
+    seed: Seed = 0,
+    device: Device = None,
+    precision: Precision = "auto",
+    download: Download = False,
+) -> None:
+    """Put explainers to tests that pictures cannot show: do the maps depend on the model, the class, and on nothing else?
+
+    Ours is fitted anew, briefly, to every model that is put at random; so --fit is needed.
+
+        attnkd sanity -m digits -i digits:60 --fit digits-train -o out/digits
+    """
+    with _told():
+        chosen = [find_method(name.strip()) for name in methods.split(",")]
+        if any(method.learned for method in chosen) and fit is None:
+            raise ValueError("ours is fitted anew to models put at random: name images to learn from with --fit")
+        prepared = prepare(**_arguments(locals()))
+        subject, data = prepared.subject, prepared.data
+        if data.rivals is not None:
+            raise ValueError("the checks ask about single classes; these images come with rivals")
+        other = None
+        if model in OURS or shuffled is not None:
+            found = find_classifier(shuffled or model, kept=out, shuffled=shuffled is None).model
+            other = found if isinstance(found, nn.Module) else None
+        targets = subject.ask(data.images).argmax(dim=1)
+        typer.echo(f"{len(data)} images, on {machine(subject.device)}; means over images [bootstrap 95 % intervals]")
+        verdicts = {method.name: Sanity(subject, method, data, targets, other).run() for method in chosen}
+        if shortcut:
+            for name, found_out in planted(chosen, seed).items():
+                verdicts[name].append(found_out)
+        out.mkdir(parents=True, exist_ok=True)
+        with checkpoint.replacing(out / "sanity.json") as draft:
+            draft.write_text(
+                json.dumps({name: [asdict(one) for one in all_] for name, all_ in verdicts.items()}, indent=1)
+            )
+        for name, all_ in verdicts.items():
+            typer.echo(f"\n{name}")
+            for one in all_:
+                said = {True: "passed", False: "FAILED", None: "-"}[one.passed]
+                typer.echo(f"  {said:<8}{one.check}: {one.reason or one.rule}")
+                for figure, value in one.figures.items():
+                    typer.echo(f"             {figure:<58}{value}")
+        typer.echo(f"\nFigures: {out / 'sanity.json'}")
 
 
 @app.command("names")
@@ -278,16 +375,17 @@ def names_command() -> None:
 
 
 _PREPARING = (
-    "model", "images", "fit", "surrogate", "student", "weights", "limit", "held_out", "layer", "size", "mean", "deviation",
-    "batch", "seed", "device", "precision", "download", "out",
+    "model", "images", "fit", "surrogate", "student", "weights", "limit", "held_out", "mosaics", "layer", "size", "mean",
+    "deviation", "batch", "seed", "device", "precision", "download", "out",
 )  # fmt: skip
 
 
-def _prepared(out: Path, mean: str | None, deviation: str | None, model: str, images: str, **rest: object) -> Prepared:
-    return prepare(
-        model, images, folder=out, mean=_numbers(mean, "mean"), deviation=_numbers(deviation, "deviation"),
-        **rest,  # type: ignore[arg-type]
-    )  # fmt: skip
+def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `prepare` is to be given, of all options of a command."""
+    chosen = {name: value for name, value in options.items() if name in _PREPARING}
+    for name in ("mean", "deviation"):
+        chosen[name] = _numbers(chosen.get(name), name)
+    return {"folder": chosen.pop("out"), **chosen}
 
 
 def _numbers(text: str | None, name: str) -> tuple[float, ...] | None:
@@ -320,6 +418,11 @@ def _methods(names: str, fitted: bool) -> list[Method]:
     if learned and not fitted:
         raise ValueError(f"{', '.join(learned)} needs a surrogate: --fit on images, or --surrogate FILE")
     return found
+
+
+def _names(asked: str, found: Sequence[Method] | Sequence[Metric]) -> list[str]:
+    """Names by which what was asked for is found again."""
+    return [one.name for one in found] if asked in ("default", "all") else [name.strip() for name in asked.split(",")]
 
 
 def _metrics(names: str, data: ImageSet) -> list[Metric]:

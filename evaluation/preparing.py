@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +14,16 @@ from captum_attnkd.allocator import kept_buffers
 from captum_attnkd.target import detect_output_kind
 
 from .classifiers import Classifier, find_classifier
+from .datasets.mosaics import mosaics as mosaics_of
 from .sources import GENERATED, ImageSet, Rest, kind_of, load, square
 from .store import key
 from .subject import AsLogits, Subject, last_spatial_layer
 
 # Of the fits to models with random weights, of which there may be one a layer: there is little to be learned from them.
 REFIT = {"distil_steps": 50, "explain_steps": 150}
+SURROGATE = "surrogate.safetensors"  # in the folder of a study
+# The probability from which on an image may be part of a mosaic: a map cannot find what the model does not see.
+SURE = 0.5
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ def prepare(
     weights: str | None = None,
     limit: int | None = None,
     held_out: int | None = None,
+    mosaics: int | None = None,
     layer: str | None = None,
     size: int | None = None,
     mean: tuple[float, ...] | None = None,
@@ -72,6 +76,7 @@ def prepare(
         weights: as in `find_classifier`.
         limit: images at most.
         held_out: as in `sources.load`.
+        mosaics: put the images together, four classes in one, so many times, and study those.
         layer: where CAM methods look; None takes the last layer with a spatial extent.
         size: side of the images in pixels; None as the classifier has it.
         mean: of pixels in [0, 1] per channel; None likewise.
@@ -114,12 +119,13 @@ def prepare(
     chosen = _layer(module, layer, data)
     attribution, refit = None, None
     if fit is not None:
-        rest = Rest(images, transform, download, held_out or 0) if fit == "rest" else Rest(fit, transform, download)
-        settings: dict[str, Any] = {"seed": seed, "progress": progress}
+        source, left = (images, held_out or 0) if fit == "rest" else (fit, 0)
+        rest = Rest(source, transform, download, left, data.images)
 
-        def refit(model: nn.Module) -> AttentiveKDAttribution:
+        def refit(model: nn.Module, seed: int, shift: float = 0.0) -> AttentiveKDAttribution:
             kind = student if attribution is None else attribution.plan.student
-            return AttentiveKDAttribution(model, student=kind).fit(rest.batches(), **settings, **REFIT)
+            loader = rest.batches(shift=shift)
+            return AttentiveKDAttribution(model, student=kind).fit(loader, seed=seed, progress=progress, **REFIT)
 
     if surrogate is not None:
         attribution = AttentiveKDAttribution.load(surrogate, given)
@@ -128,11 +134,43 @@ def prepare(
         # A state for each fit: another one in the same folder does not meet it.
         of = key(model, weights, images, fit, held_out, student, seed, found.size, found.mean, found.deviation)[:8]
         attribution = AttentiveKDAttribution(given, student=student).fit(
-            rest.batches(), **settings, resume_from=folder / f"fit-{of}.state"
+            rest.batches(), seed=seed, progress=progress, resume_from=folder / f"fit-{of}.state"
         )
-        attribution.save(folder / "surrogate.safetensors")
+        attribution.save(folder / SURROGATE)
+    if mosaics is not None:
+        data = put_together(module, data, mosaics, batch, seed)
     statistics = data.images.mean(dim=(0, 2, 3)), data.images.std(dim=(0, 2, 3))
     return Prepared(Subject(module, chosen, *statistics, attribution, batch, seed, precision, refit), data, found)
+
+
+def put_together(model: nn.Module, data: ImageSet, count: int, batch: int, seed: int = 0) -> ImageSet:
+    """Mosaics of those images that the model names right and is sure of, each asked about one of its cells in turn.
+
+    Args:
+        model: as a study asks it.
+        data: images; where they come without classes, what the model says is taken for right.
+        count: of the mosaics.
+        batch: images at a time.
+        seed: of what is put with what.
+
+    Raises:
+        ValueError: images come with rivals, or the model is sure of fewer than four classes.
+    """
+    if data.rivals is not None:
+        raise ValueError("--mosaics asks about single classes; these images come with rivals")
+    answers = Subject(model, None, torch.zeros(1), torch.ones(1), batch=batch, precision="fp32").ask(data.images)
+    sure, named = answers.max(dim=1)
+    right = (sure.exp() >= SURE) & (named == (named if data.targets is None else data.targets))
+    try:
+        made = mosaics_of(data.images[right], named[right], count, seed)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; those are the ones that the model names right with a probability of at least {SURE}"
+        ) from error
+    cells = torch.arange(count) % len(made.masks)
+    names = tuple(f"mosaic {index}" for index in range(count))
+    asked = made.labels[torch.arange(count), cells]
+    return ImageSet(made.images, names, asked, made.masks[cells], skipped=data.skipped)
 
 
 def _per_channel(wanted: tuple[float, ...] | None, own: tuple[float, ...]) -> tuple[float, ...]:

@@ -19,6 +19,8 @@ from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from captum_attnkd.images import content_hashes
+
 from .methods import unknown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -151,18 +153,29 @@ def load(
 
 
 class Rest(Dataset):  # type: ignore[type-arg]
-    """Images to learn from, read one at a time; a file that cannot be read is left out with a warning.
+    """Images to learn from, read one at a time.
+
+    A file that cannot be read, and an image that is also in the study, is left out with a warning.
 
     Args:
         source: as in `load`.
         transform: likewise.
         download: likewise.
         held_out: as in `load`, whose images are left out here; 0 takes all.
+        studied: images of the study (N, C, H, W); the same content is not learned from, whatever the file's name.
     """
 
-    def __init__(self, source: str, transform: Transform, download: bool = False, held_out: int = 0) -> None:
+    def __init__(
+        self,
+        source: str,
+        transform: Transform,
+        download: bool = False,
+        held_out: int = 0,
+        studied: Tensor | None = None,
+    ) -> None:
         kind, where = kind_of(source)
         self._made = GENERATED[kind](where, None).images if kind in GENERATED else None
+        self._studied = frozenset() if studied is None else frozenset(content_hashes(studied))
         entries = [] if kind in GENERATED else KINDS[kind](where, download)
         self._entries = _shuffled(entries, source, held_out)[:-held_out] if held_out else entries
         self._transform = transform
@@ -172,18 +185,24 @@ class Rest(Dataset):  # type: ignore[type-arg]
         return len(self._entries) if self._made is None else len(self._made)
 
     def __getitem__(self, index: int) -> Tensor | None:
-        """(C, H, W); None where it could not be read."""
+        """(C, H, W); None where it is not to be learned from."""
         if self._made is not None:
-            return self._made[index]
+            return self._kept(f"image {index}", self._made[index])
         entry = self._entries[index]()
         if len(entry) == 2:
             warnings.warn(f"not learned from {entry[0]}: {entry[1]}", stacklevel=2)
             return None
-        return self._transform(entry[1])
+        return self._kept(entry[0], self._transform(entry[1]))
 
-    def batches(self, size: int = 32) -> Batches:
-        """Images (B, C, H, W), anew in another order each time they are gone through."""
-        return Batches(DataLoader(self, batch_size=size, shuffle=True, collate_fn=_stacked))
+    def _kept(self, name: str, image: Tensor) -> Tensor | None:
+        if self._studied and content_hashes(image[None])[0] in self._studied:
+            warnings.warn(f"not learned from {name}: the study has the same image", stacklevel=3)
+            return None
+        return image
+
+    def batches(self, size: int = 32, shift: float = 0.0) -> Batches:
+        """Images (B, C, H, W), `shift` added to their pixels, anew in another order each time they are gone through."""
+        return Batches(DataLoader(self, batch_size=size, shuffle=True, collate_fn=_stacked), shift)
 
 
 class Batches:
@@ -191,14 +210,15 @@ class Batches:
 
     Args:
         loader: of images (B, C, H, W), or None.
+        shift: added to all pixels.
     """
 
-    def __init__(self, loader: DataLoader[Tensor | None]) -> None:
-        self._loader = loader
+    def __init__(self, loader: DataLoader[Tensor | None], shift: float = 0.0) -> None:
+        self._loader, self._shift = loader, shift
 
     def __iter__(self) -> Iterator[Tensor]:
         """Images (B, C, H, W)."""
-        return (batch for batch in self._loader if batch is not None)
+        return (batch + self._shift for batch in self._loader if batch is not None)
 
 
 def _stacked(items: list[Tensor | None]) -> Tensor | None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,32 +87,32 @@ class Study:
 
     def run(self) -> dict[str, Outcome]:
         """Work out what is missing, a method at a time; a failure stands in its cell and stops nothing else."""
-        outcomes = {method.name: Outcome() for method in self.methods}
         disable = None if self.progress is None else not self.progress
-        with (
-            kept_buffers(),
-            tqdm(total=len(self.methods) * (1 + len(self.metrics)), unit="cell", disable=disable) as bar,
-        ):
-            for method in self.methods:
-                outcome = outcomes[method.name]
-                bar.set_description(method.name)
+        with tqdm(total=len(self.methods) * (1 + len(self.metrics)), unit="cell", disable=disable) as bar:
+            return {method.name: self.outcome(method, bar) for method in self.methods}
+
+    def outcome(self, method: Method, bar: Any = None) -> Outcome:
+        """All of one method, from the store where it is there and else into it; a failure is noted, not raised."""
+        bar, outcome = tqdm(disable=True) if bar is None else bar, Outcome()
+        bar.set_description(method.name)
+        with kept_buffers():
+            try:
+                explain = method.on(self.questioned)
+                outcome.maps, outcome.seconds = self._maps(method, explain)
+            except Exception as error:  # a study must survive any method
+                outcome.failure = f"{type(error).__name__}: {error}"
+                bar.update(1 + len(self.metrics))
+                return outcome
+            bar.update()
+            maps_key = key(outcome.maps)
+            for metric in self.metrics:
+                bar.set_description(f"{method.name}: {metric.name}")
                 try:
-                    explain = method.on(self.questioned)
-                    outcome.maps, outcome.seconds = self._maps(method, explain)
-                except Exception as error:  # a study must survive any method
-                    outcome.failure = f"{type(error).__name__}: {error}"
-                    bar.update(1 + len(self.metrics))
-                    continue
+                    outcome.measured[metric.name] = self._measured(metric, method, explain, outcome.maps, maps_key)
+                except Exception as error:
+                    outcome.failures[metric.name] = f"{type(error).__name__}: {error}"
                 bar.update()
-                maps_key = key(outcome.maps)
-                for metric in self.metrics:
-                    bar.set_description(f"{method.name}: {metric.name}")
-                    try:
-                        outcome.measured[metric.name] = self._measured(metric, method, explain, outcome.maps, maps_key)
-                    except Exception as error:
-                        outcome.failures[metric.name] = f"{type(error).__name__}: {error}"
-                    bar.update()
-        return outcomes
+        return outcome
 
     # -- maps ----------------------------------------------------------------------------------------------------------
 

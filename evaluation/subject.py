@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,13 @@ from torch import Tensor, nn
 from captum_attnkd import AttentiveKDAttribution
 from captum_attnkd.devices import fast_context
 from captum_attnkd.target import check_output
+
+
+class Refit(Protocol):
+    """Fits our surrogate to a model, with a seed, to images whose pixels are shifted."""
+
+    def __call__(self, model: nn.Module, seed: int, shift: float = 0.0) -> AttentiveKDAttribution:
+        """The fitted surrogate."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Subject:
         seed: of all that methods and metrics draw.
         precision: in which metrics ask the model: "fp32", "bf16", or "auto": bf16 where the device does so natively. The
             methods always run in the model's own.
-        refit: fits our surrogate to another model, for metrics that put the weights at random; None where it cannot be.
+        refit: fits our surrogate to another model, briefly; None where it cannot be.
     """
 
     model: nn.Module
@@ -44,7 +51,7 @@ class Subject:
     batch: int = 30
     seed: int = 0
     precision: str = "auto"
-    refit: Callable[[nn.Module], AttentiveKDAttribution] | None = field(default=None, compare=False)
+    refit: Refit | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse a precision that there is not."""
@@ -71,20 +78,26 @@ class Subject:
         """Of our surrogate's weights: another fit gives other maps."""
         return "" if self.surrogate is None else fingerprint(self.surrogate.surrogate)
 
-    def of(self, model: nn.Module, learned: bool) -> Subject:
+    def of(self, model: nn.Module, learned: bool, seed: int | None = None, shift: float = 0.0) -> Subject:
         """The same with another model of the same build.
 
         Args:
             model: in evaluation mode.
             learned: whether our surrogate is needed, and so to be fitted anew.
+            seed: of that fit; None takes the subject's.
+            shift: added to all pixels the model is given from now on.
 
         Raises:
             ValueError: it is needed, and cannot be fitted.
         """
         if learned and self.refit is None:
             raise ValueError("needs our surrogate fitted to each randomised model: name images with --fit")
-        layer = dict(model.named_modules())[self.layer_name] if self.layer is not None else None
-        return replace(self, model=model, layer=layer, surrogate=self.refit(model) if learned and self.refit else None)
+        layer = self.layer
+        if layer is not None and not any(part is layer for part in model.modules()):
+            layer = dict(model.named_modules())[self.layer_name]
+        seed = self.seed if seed is None else seed
+        surrogate = self.refit(model, seed, shift) if learned and self.refit else None
+        return replace(self, model=model, layer=layer, surrogate=surrogate, seed=seed, mean=self.mean + shift)
 
     def ask(self, images: Tensor) -> Tensor:
         """Log-probabilities (B, K), float32, where the images are, `batch` images at a time; no gradient.

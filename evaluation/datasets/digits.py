@@ -101,11 +101,17 @@ def _add_piece(canvas: Tensor, glyph: Tensor, rng: np.random.Generator) -> None:
 
 
 class DigitNet(nn.Module):
-    """The "user's model" of the examples: a small convolutional network on canvases (B, 1, 64, 64), logits (B, 10)."""
+    """The "user's model" of the examples: a small convolutional network on canvases (B, C, 64, 64), logits (B, 10).
 
-    def __init__(self) -> None:
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int = 1) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 32, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, 32, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(32), nn.ReLU()
+        )
         self.stage1 = self._stage(32, 32)
         self.stage2 = nn.Sequential(nn.MaxPool2d(2), self._stage(32, 64))
         self.stage3 = nn.Sequential(nn.MaxPool2d(2), self._stage(64, 128))

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
+import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from captum_attnkd.evaluation import classifiers, explainers
 from captum_attnkd.evaluation.classifiers import Classifier, find_classifier
 from captum_attnkd.evaluation.cli import app
-from captum_attnkd.evaluation.preparing import prepare
-from captum_attnkd.evaluation.sources import Rest, square
+from captum_attnkd.evaluation.preparing import prepare, put_together
+from captum_attnkd.evaluation.sources import Rest, load, square
 from captum_attnkd.evaluation.verification import verify
+from captum_attnkd.evaluation.workers import work_ahead
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -43,13 +49,31 @@ def function():
         return net(images).softmax(dim=1)
     return Classifier(ask, 32, (0.5,) * 3, (0.5,) * 3)
 
+def colours():
+    def ask(images):
+        shades = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, 1]])
+        return -5 * torch.cdist(images.mean(dim=(2, 3)), shades)
+    return Classifier(ask, 32, (0.5,) * 3, (0.5,) * 3)
+
+def upside(subject):
+    return lambda images, classes: -images.mean(dim=1, keepdim=True)
+
+def sleepy(subject):
+    import os, pathlib, time
+    pathlib.Path(f"asleep-{os.getpid()}").touch()
+    time.sleep(120)
+
+def deadly(subject):
+    import os
+    os._exit(1)
+
 number = 3
 """
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a module `mine` and twelve photographs of noise, as the working directory."""
+    """A folder with a module `mine` and photographs of noise, as the working directory."""
     (tmp_path / "mine.py").write_text(MODEL)
     (tmp_path / "photos").mkdir()
     rng = np.random.default_rng(0)
@@ -172,6 +196,7 @@ def test_a_model_that_is_only_a_function_fails_where_layers_are_needed_and_nowhe
         (("-m", "mine:make", "-i", "photos", "--methods", "random,random"), "two methods named random"),
         (("-m", "mine:make", "-i", "photos", "--device", "gpu"), "--device gpu cannot be used"),
         (("-m", "mine:make", "-i", "photos", "--precision", "fp16"), "precision must be"),
+        (("-m", "mine:colours", "-i", "photos", "--mosaics", "3"), "needs 4 classes"),
         (("-m", "mine:make", "-i", "digits:4"), "cannot take images of shape (1, 64, 64)"),
         (("-m", "mine:make", "-i", "photos", "--methods", "random", "--reference", "rise"), "not among the methods"),
     ],
@@ -194,21 +219,24 @@ def test_torchvision_models_take_weights_from_a_file(tmp_path: Path) -> None:
 
 
 def test_our_classifiers_are_trained_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    times: list[int] = []
+    times: list[bool] = []
     network, _, about = classifiers.OURS["digits"]()
 
     def made() -> tuple[nn.Module, object, Classifier]:
         fresh, _, its = classifiers._digits()
 
-        def trained() -> nn.Module:
-            times.append(1)
+        def trained(shuffled: bool) -> nn.Module:
+            times.append(shuffled)
             return network
 
         return fresh, trained, its
 
     monkeypatch.setitem(classifiers.OURS, "digits", made)
     one, two = (find_classifier("digits", kept=tmp_path).model for _ in range(2))
-    assert len(times) == 1
+    assert times == [False]
+    for _ in range(2):
+        find_classifier("digits", kept=tmp_path, shuffled=True)
+    assert times == [False, True], "kept apart from the one with its own labels"
     images = torch.rand(2, 1, about.size, about.size)
     assert isinstance(one, nn.Module)
     assert isinstance(two, nn.Module)
@@ -231,6 +259,90 @@ def test_held_out_and_rest_share_no_image(place: Path) -> None:
     rest = [image for batch in Rest("photos", transform, held_out=6).batches() for image in batch]
     assert len(rest) == 18
     assert not any(torch.equal(image, other) for image in prepared.data.images for other in rest)
+
+
+def test_an_image_of_the_study_is_not_learned_from_under_another_name(place: Path) -> None:
+    (place / "more").mkdir()
+    for number in range(8, 20):
+        shutil.copy(place / "photos" / f"{number:02d}.png", place / "more" / f"copy{number}.png")
+    transform = square(32, (0.5,) * 3, (0.5,) * 3)
+    studied = load("photos", transform, limit=12).images  # every other one
+    with pytest.warns(UserWarning, match=r"not learned from copy\d+: the study has the same image"):
+        learned = torch.cat(list(Rest("more", transform, studied=studied).batches()))
+    assert len(learned) == 6
+    assert not any(torch.equal(image, other) for image in learned for other in studied)
+
+
+def test_images_are_put_together_for_the_grid_pointing_game(place: Path) -> None:
+    (place / "plain").mkdir()
+    for index, colour in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]):
+        Image.new("RGB", (20, 20), colour).save(place / "plain" / f"{index}.png")
+    prepared = prepare("mine:colours", "plain", folder=place / "here", mosaics=8)
+    data = prepared.data
+    assert data.images.shape == (8, 3, 32, 32)
+    assert data.targets is not None
+    assert data.masks is not None
+    wanted = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, 1]])
+    for image, target, mask in zip(data.images, data.targets.tolist(), data.masks, strict=True):
+        assert int(mask.sum()) == 32 * 32 / 4
+        torch.testing.assert_close(image[:, mask], wanted[target][:, None].expand(3, 256))
+    assert len({tuple(mask.flatten().tolist()) for mask in data.masks}) == 4, "each cell is asked about in turn"
+    with pytest.raises(ValueError, match="come with rivals"):
+        put_together(prepared.subject.model, replace(data, rivals=data.targets), 2, 4)
+
+
+def test_workers_find_what_one_process_finds(place: Path) -> None:
+    asked = (*STUDY, "--methods", "saliency,mine:upside,random", "--metrics", "insertion-deletion,Sparseness")
+    code, said = run(*asked)
+    assert code == 0, said
+    alone = pd.read_csv(place / "here" / "scores.csv")
+    maps = sorted(path.name for path in (place / "here" / "cache" / "map").iterdir())
+    shutil.rmtree(place / "here")
+    arguments = {"model": "mine:make", "images": "photos", "folder": place / "here", "held_out": 6, "batch": 3}
+    store = place / "here" / "cache"
+    work_ahead(2, arguments, ["saliency", "mine:upside", "random"], ["insertion-deletion", "Sparseness"], store)
+    assert sorted(path.name for path in (store / "map").iterdir()) == maps
+    assert len(list((store / "scores").iterdir())) == 6
+    code, said = run(*asked, "--workers", "2")
+    assert code == 0, said
+    pd.testing.assert_frame_equal(alone, pd.read_csv(place / "here" / "scores.csv"), rtol=1e-3)
+
+
+def test_a_worker_that_dies_leaves_its_work_to_the_study(place: Path) -> None:
+    arguments = {"model": "mine:make", "images": "photos", "folder": place / "here", "limit": 4}
+    with pytest.warns(UserWarning, match="came to an end"):
+        work_ahead(2, arguments, ["mine:deadly", "random"], ["Sparseness"], place / "here" / "cache")
+    code, said = run(*STUDY, "--methods", "random", "--metrics", "Sparseness")
+    assert code == 0, said
+
+
+def test_workers_do_not_outlive_a_study_that_is_killed(place: Path) -> None:
+    code = """
+if __name__ == "__main__":
+    from pathlib import Path
+    from captum_attnkd.evaluation.workers import work_ahead
+    arguments = {"model": "mine:make", "images": "photos", "folder": Path("here"), "limit": 4}
+    work_ahead(2, arguments, ["mine:sleepy", "mine:sleepy"], [], Path("here/cache"))
+"""
+    (place / "study.py").write_text(code)
+    study = subprocess.Popen([sys.executable, "study.py"], cwd=place)
+    try:
+        for _ in range(600):
+            asleep = list(place.glob("asleep-*"))
+            if len(asleep) == 2:
+                break
+            time.sleep(0.1)
+        assert len(asleep) == 2
+    finally:
+        study.kill()
+        study.wait()
+    workers = [int(path.name.removeprefix("asleep-")) for path in asleep]
+    for _ in range(200):
+        left = [pid for pid in workers if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+        if not left:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"workers {left} live on")
 
 
 def test_probabilities_are_not_taken_for_logits(place: Path) -> None:

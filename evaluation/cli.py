@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
-from torch import nn
+from torch import Tensor, nn
 
 from captum_attnkd import checkpoint
 from captum_attnkd.errors import AttnKDError
@@ -339,7 +339,8 @@ def sanity_command(
             other = found if isinstance(found, nn.Module) else None
         targets = subject.ask(data.images).argmax(dim=1)
         typer.echo(f"{len(data)} images, on {machine(subject.device)}; means over images [bootstrap 95 % intervals]")
-        verdicts = {method.name: Sanity(subject, method, data, targets, other).run() for method in chosen}
+        beside: dict[str, dict[str, Tensor]] = {}
+        verdicts = {method.name: Sanity(subject, method, data, targets, other, beside).run() for method in chosen}
         if shortcut:
             for name, found_out in planted(chosen, seed).items():
                 verdicts[name].append(found_out)

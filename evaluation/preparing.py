@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,7 +126,9 @@ def prepare(
         def refit(model: nn.Module, seed: int, shift: float = 0.0) -> AttentiveKDAttribution:
             kind = student if attribution is None else attribution.plan.student
             loader = rest.batches(shift=shift)
-            return AttentiveKDAttribution(model, student=kind).fit(loader, seed=seed, progress=progress, **REFIT)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that there is nothing to be learned from a random model is the point
+                return AttentiveKDAttribution(model, student=kind).fit(loader, seed=seed, progress=progress, **REFIT)
 
     if surrogate is not None:
         attribution = AttentiveKDAttribution.load(surrogate, given)

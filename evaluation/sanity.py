@@ -13,6 +13,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from captum_attnkd import AttentiveKDAttribution
 from captum_attnkd.allocator import kept_buffers
@@ -80,6 +81,9 @@ class Sanity:
         data: the images.
         targets: classes asked about (N,).
         shuffled: a model of the same build that was trained on shuffled labels; None where there is none.
+        beside: what was measured of others on the same subject and images; hand it on to the next method, and it is not
+            measured again.
+        progress: whether a bar is shown; None shows it at a terminal.
     """
 
     subject: Subject
@@ -87,6 +91,8 @@ class Sanity:
     data: ImageSet
     targets: Tensor
     shuffled: nn.Module | None = None
+    beside: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    progress: bool | None = None
 
     def run(self) -> list[Verdict]:
         """All checks, one after the other; one that cannot be made says why and stops nothing else."""
@@ -100,8 +106,10 @@ class Sanity:
             "class from the map alone": self.class_from_the_map,
         }
         verdicts = []
-        with kept_buffers():
-            for name, check in checks.items():
+        disable = None if self.progress is None else not self.progress
+        with kept_buffers(), tqdm(checks.items(), desc=self.method.name, unit="check", disable=disable) as bar:
+            for name, check in bar:
+                bar.set_postfix_str(name)
                 try:
                     verdicts.append(check())
                 except Exception as error:
@@ -167,16 +175,16 @@ class Sanity:
 
     def slight_noise(self) -> Verdict:
         """How much maps change under slight noise on the image, beside Integrated Gradients' and Grad-CAM's."""
-        figures, least = {}, {}
-        for name in ("integrated-gradients", "grad-cam"):
-            if METHODS[name].kind == "class activation" and self.subject.layer is None:
-                continue
-            least[name] = self._sensitivity(METHODS[name].on(self.subject))
-        own = self._sensitivity(self.method.on(self.subject))
+        figures, others = {}, ["integrated-gradients", *(["grad-cam"] if self.subject.layer is not None else [])]
+        for name in (*others, self.method.name):
+            if name not in self.beside:
+                method = self.method if name == self.method.name else METHODS[name]
+                self.beside[name] = self._sensitivity(method.on(self.subject))
+        own = self.beside[self.method.name]
         for measure, values in own.items():
             figures[measure] = Figure.of(values)
             figures |= {
-                f"{measure}, less that of {name}": Figure.of(values - other[measure]) for name, other in least.items()
+                f"{measure}, less that of {name}": Figure.of(values - self.beside[name][measure]) for name in others
             }
         worse = figures["AvgSensitivity, less that of integrated-gradients"].low > 0
         return Verdict("slight noise", not worse, "AvgSensitivity not above that of Integrated Gradients", figures)

@@ -105,9 +105,8 @@ def _torchvision(name: str, weights: str | None) -> Classifier:
     )  # fmt: skip
 
 
-_Ours = tuple[
-    nn.Module, Callable[[bool], nn.Module], Classifier
-]  # untrained; how it is trained, labels shuffled or not
+# Untrained; how it is trained, with labels shuffled or not; and how images are brought to it.
+_Ours = tuple[nn.Module, Callable[[bool], nn.Module], Classifier]
 
 
 def _digits() -> _Ours:

@@ -26,7 +26,6 @@ from .methods import METHODS, Method, find_method
 from .metrics import Metric, all_metrics, find_metric
 from .preparing import SURROGATE, prepare
 from .report import About, write_report
-from .sanity import Sanity, planted
 from .sources import GENERATED, KINDS, ImageSet
 from .speed import FORWARD, break_even, machine, speed
 from .store import Store, key
@@ -179,7 +178,7 @@ def study_command(
         if reference not in {method.name for method in chosen}:
             raise ValueError(f"the reference {reference!r} is not among the methods")
         if metrics not in ("default", "all"):
-            [find_metric(name.strip()) for name in metrics.split(",")]  # a misspelt name is told before a fit
+            [find_metric(name) for name in _split(metrics)]  # a misspelt name is told before a fit
         arguments = _arguments(locals())
         prepared = prepare(**arguments)
         measured = _metrics(metrics, prepared.data)
@@ -325,8 +324,10 @@ def sanity_command(
 
         attnkd sanity -m digits -i digits:60 --fit digits-train -o out/digits
     """
+    from .sanity import Sanity, planted  # with what it needs, a second that no other command should take
+
     with _told():
-        chosen = [find_method(name.strip()) for name in methods.split(",")]
+        chosen = _methods(methods, fitted=True)
         if any(method.learned for method in chosen) and fit is None:
             raise ValueError("ours is fitted anew to models put at random: name images to learn from with --fit")
         prepared = prepare(**_arguments(locals()))
@@ -411,7 +412,7 @@ def _methods(names: str, fitted: bool) -> list[Method]:
     if names in ("default", "all"):
         chosen = [method for method in METHODS.values() if method.default or names == "all"]
         return chosen if fitted else [method for method in chosen if not method.learned]
-    found = [find_method(name.strip()) for name in names.split(",")]
+    found = [find_method(name) for name in _split(names)]
     twice = sorted(name for name, count in Counter(method.name for method in found).items() if count > 1)
     if twice:
         raise ValueError(f"there are two methods named {', '.join(twice)}; their results would not be told apart")
@@ -421,16 +422,20 @@ def _methods(names: str, fitted: bool) -> list[Method]:
     return found
 
 
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",")]
+
+
 def _names(asked: str, found: Sequence[Method] | Sequence[Metric]) -> list[str]:
     """Names by which what was asked for is found again."""
-    return [one.name for one in found] if asked in ("default", "all") else [name.strip() for name in asked.split(",")]
+    return [one.name for one in found] if asked in ("default", "all") else _split(asked)
 
 
 def _metrics(names: str, data: ImageSet) -> list[Metric]:
     if names == "all":
         return list(all_metrics().values())
     if names != "default":
-        return [find_metric(name.strip()) for name in names.split(",")]
+        return [find_metric(name) for name in _split(names)]
     return [
         metric
         for metric in all_metrics().values()

@@ -15,8 +15,7 @@ from captum_attnkd.allocator import kept_buffers
 from captum_attnkd.target import detect_output_kind
 
 from .classifiers import Classifier, find_classifier
-from .datasets.mosaics import mosaics as mosaics_of
-from .sources import GENERATED, ImageSet, Rest, kind_of, load, square
+from .sources import GENERATED, ImageSet, Rest, kind_of, load, mosaics_of, square
 from .store import key
 from .subject import AsLogits, Subject, last_spatial_layer
 
@@ -118,10 +117,13 @@ def prepare(
         given = given.to(_device(device)).eval() if device is not None else given.eval()
     module = _asked(given, data, precision)
     chosen = _layer(module, layer, data)
+    studied = data.images
+    if mosaics is not None:
+        data = put_together(module, data, mosaics, batch, seed)
     attribution, refit = None, None
     if fit is not None:
         source, left = (images, held_out or 0) if fit == "rest" else (fit, 0)
-        rest = Rest(source, transform, download, left, data.images)
+        rest = Rest(source, transform, download, left, studied)
 
         def refit(model: nn.Module, seed: int, shift: float = 0.0) -> AttentiveKDAttribution:
             kind = student if attribution is None else attribution.plan.student
@@ -140,8 +142,6 @@ def prepare(
             rest.batches(), seed=seed, progress=progress, resume_from=folder / f"fit-{of}.state"
         )
         attribution.save(folder / SURROGATE)
-    if mosaics is not None:
-        data = put_together(module, data, mosaics, batch, seed)
     statistics = data.images.mean(dim=(0, 2, 3)), data.images.std(dim=(0, 2, 3))
     return Prepared(Subject(module, chosen, *statistics, attribution, batch, seed, precision, refit), data, found)
 
@@ -165,15 +165,12 @@ def put_together(model: nn.Module, data: ImageSet, count: int, batch: int, seed:
     sure, named = answers.max(dim=1)
     right = (sure.exp() >= SURE) & (named == (named if data.targets is None else data.targets))
     try:
-        made = mosaics_of(data.images[right], named[right], count, seed)
+        made = mosaics_of(data.images[right], named[right], count, seed, "mosaic ")
     except ValueError as error:
         raise ValueError(
             f"{error}; those are the ones that the model names right with a probability of at least {SURE}"
         ) from error
-    cells = torch.arange(count) % len(made.masks)
-    names = tuple(f"mosaic {index}" for index in range(count))
-    asked = made.labels[torch.arange(count), cells]
-    return ImageSet(made.images, names, asked, made.masks[cells], skipped=data.skipped)
+    return replace(made, skipped=data.skipped)
 
 
 def _per_channel(wanted: tuple[float, ...] | None, own: tuple[float, ...]) -> tuple[float, ...]:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .faithfulness import ranks_of
+
 FOLDS, EPOCHS, FEWEST = 3, 60, 10
 
 
@@ -30,9 +32,8 @@ def probe(maps: Tensor, targets: Tensor, side: int, seed: int = 0) -> tuple[Tens
         raise ValueError(f"a probe needs two classes with at least {FEWEST} images each; there are {len(frequent)}")
     kept = torch.isin(targets, frequent)
     labels = torch.searchsorted(frequent, targets[kept])
-    flat = maps[kept].flatten(1)
-    ranks = flat.argsort(dim=1).argsort(dim=1).float() / flat.shape[1]
-    small = F.adaptive_avg_pool2d(ranks.reshape(maps[kept].shape), side)
+    ranks = ranks_of(-maps[kept]).float() / maps[0].numel()
+    small = F.adaptive_avg_pool2d(ranks, side)
     small = (small - small.mean()) / small.std().clamp_min(1e-6)
     drawn = torch.Generator().manual_seed(seed)
     shuffled = labels[torch.randperm(len(labels), generator=drawn)]

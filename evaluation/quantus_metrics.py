@@ -92,9 +92,7 @@ def _asked_again(name: str, case: Case, subject: Subject) -> Callable[..., Any]:
             known[state] = case.anew(model)
         images = torch.as_tensor(np.asarray(inputs), dtype=torch.float32)
         classes = torch.as_tensor(np.asarray(targets)).reshape(-1).long()
-        parts = zip(images.split(subject.batch), classes.split(subject.batch), strict=True)
-        maps = [known[state](x.to(subject.device), t.to(subject.device)).detach().cpu() for x, t in parts]
-        return torch.cat(maps).numpy()
+        return subject.explained(known[state], images, classes).numpy()
 
     return explain
 

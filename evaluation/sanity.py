@@ -30,7 +30,7 @@ from .statistics import paired_interval
 from .subject import Subject
 
 SHIFT = 0.5  # of all pixels, in units of standardised images
-STAGES = {"top third": 1 / 3, "top two thirds": 2 / 3, "all": 1.0}
+STAGES = {"top third": 1 / 3, "top two thirds": 2 / 3}  # and, after them, all
 _GAP = "insertion less deletion"
 
 
@@ -121,8 +121,8 @@ class Sanity:
     def weights_at_random(self) -> Verdict:
         """Maps of the same method for models with ever more layers at random, against two fits to the model itself."""
         figures, likely = {}, {}
-        for name, share in STAGES.items():
-            other = self._random if share == 1 else self._maps(randomised(self.subject.model, share, self.subject.seed))
+        stages = {name: self._randomised(share) for name, share in STAGES.items()} | {"all": self._random}
+        for name, other in stages.items():
             for measure, values in likeness(self._own, other).items():
                 likely[name, measure] = values
                 figures[f"{name} at random, {measure}"] = Figure.of(values)
@@ -132,13 +132,13 @@ class Sanity:
         """Maps of the same method for a model that learned nothing but its images by heart."""
         if self.shuffled is None:
             raise ValueError("no model trained on shuffled labels was given")
-        found = likeness(self._own, self._maps(self.shuffled))
+        found = likeness(self._own, self._maps(self._made(self.shuffled)))
         figures = {f"shuffled labels, {measure}": Figure.of(values) for measure, values in found.items()}
         return self._far_from_the_floor("trained on shuffled labels", figures, found)
 
     def explainer_of_a_random_model(self) -> Verdict:
         """Maps made for a random model, judged on the model itself, must be worse than its own."""
-        own, other = self._gap(self._own), self._gap(self._random)
+        own, other = self._own_gap, self._gap(self._random)
         figures = {"own": Figure.of(own), "of a random model": Figure.of(other), "difference": Figure.of(own - other)}
         return Verdict(
             "explainer of a random model", figures["difference"].low > 0, f"difference of {_GAP} above 0", figures
@@ -150,8 +150,8 @@ class Sanity:
         """The map of a class must serve that class better than the map of the other of the two most probable ones does."""
         answers = self.subject.ask(self.data.images)
         rivals = answers.scatter(1, self.targets[:, None], -torch.inf).argmax(dim=1)
-        first, second = self._maps(), self._maps(targets=rivals)
-        own = self._gap(first) + self._gap(second, rivals)
+        first, second = self._own, self._maps(self._brief, rivals)
+        own = self._own_gap + self._gap(second, rivals)
         crossed = self._gap(second) + self._gap(first, rivals)
         figures = {f"own less other's {_GAP}": Figure.of((own - crossed) / 2)}
         figures |= {f"the two maps, {name}": Figure.of(values) for name, values in likeness(first, second).items()}
@@ -161,7 +161,7 @@ class Sanity:
 
     def constant_shift(self) -> Verdict:
         """All pixels are shifted, and the model takes the shift away again: it sees the same, so the map should be the same."""
-        other = self._maps(Shifted(self.subject.model, SHIFT).eval(), shift=SHIFT)
+        other = self._maps(self._made(Shifted(self.subject.model, SHIFT).eval(), SHIFT), shift=SHIFT)
         found, name = likeness(self._own, other), "rank correlation"
         figures = {f"shifted, {measure}": Figure.of(values) for measure, values in found.items()}
         figures |= {f"floor, {measure}": Figure.of(values) for measure, values in self._floor.items()}
@@ -198,7 +198,7 @@ class Sanity:
         """
         kinds = {"own": self._own}
         if self.subject.layer is not None:
-            kinds["grad-cam"] = self._asked(METHODS["grad-cam"].on(self.subject), self.data.images, self.targets)
+            kinds["grad-cam"] = self._maps(METHODS["grad-cam"].on(self.subject))
         figures = {}
         for side in (7, 14, 28):
             for name, maps in kinds.items():
@@ -209,49 +209,43 @@ class Sanity:
 
     # -- parts -------------------------------------------------------------------------------------------------------------
 
-    def _maps(
-        self, model: nn.Module | None = None, targets: Tensor | None = None, shift: float = 0.0, seed: int = 0
-    ) -> Tensor:
-        """Of the method as it is made anew for a model; ours is fitted to it, as briefly as to any other in these checks."""
+    def _made(self, model: nn.Module | None = None, shift: float = 0.0, seed: int = 0) -> Explainer:
+        """The method as it is made anew for a model; ours is fitted to it, as briefly as to any other in these checks."""
         model = self.subject.model if model is None else model
-        again = self._again(model, shift, seed)
-        return self._asked(again, self.data.images + shift, self.targets if targets is None else targets)
-
-    def _again(self, model: nn.Module, shift: float, seed: int) -> Explainer:
-        if model is self.subject.model and (shift, seed) == (0.0, 0):
-            return self._brief
-        return self._made(model, shift, seed)
-
-    def _made(self, model: nn.Module, shift: float = 0.0, seed: int = 0) -> Explainer:
         return self.method.on(self.subject.of(model, self.method.learned, self.subject.seed + seed, shift))
 
     @cached_property
     def _brief(self) -> Explainer:
-        return self._made(self.subject.model)
+        return self._made()
 
     @cached_property
     def _own(self) -> Tensor:
-        return self._maps()
+        return self._maps(self._brief)
+
+    @cached_property
+    def _own_gap(self) -> Tensor:
+        return self._gap(self._own)
 
     @cached_property
     def _random(self) -> Tensor:
-        return self._maps(randomised(self.subject.model, 1.0, self.subject.seed))
+        return self._randomised(1.0)
+
+    def _randomised(self, share: float) -> Tensor:
+        return self._maps(self._made(randomised(self.subject.model, share, self.subject.seed)))
 
     @cached_property
     def _floor(self) -> dict[str, Tensor]:
         """How alike two makings of the method for the same model are; but for what is drawn at random, all alike."""
-        return likeness(self._own, self._maps(seed=1))
+        return likeness(self._own, self._maps(self._made(seed=1)))
 
-    def _asked(self, explain: Explainer, images: Tensor, targets: Tensor) -> Tensor:
-        batch, device = self.subject.batch, self.subject.device
-        parts = zip(images.split(batch), targets.split(batch), strict=True)
-        return torch.cat([explain(x.to(device), t.to(device)).detach().float().cpu() for x, t in parts])
+    def _maps(self, explain: Explainer, targets: Tensor | None = None, shift: float = 0.0) -> Tensor:
+        return self.subject.explained(explain, self.data.images + shift, self.targets if targets is None else targets)
 
     def _gap(self, maps: Tensor, targets: Tensor | None = None) -> Tensor:
         return self._measured("insertion-deletion", maps, targets)[_GAP]
 
     def _sensitivity(self, explain: Explainer) -> dict[str, Tensor]:
-        maps = self._asked(explain, self.data.images, self.targets)
+        maps = self._maps(explain)
         found: dict[str, Tensor] = {}
         for name in ("AvgSensitivity", "MaxSensitivity"):
             found |= self._measured(name, maps, None, explain)
@@ -349,9 +343,7 @@ def found_shortcut(method: Method, subject: Subject, data: Shortcuts) -> Verdict
     shares = {}
     for name, images in (("with the patch", data.images), ("without it", data.plain)):
         asked = subject.ask(images).argmax(dim=1)
-        parts = zip(images.split(subject.batch), asked.split(subject.batch), strict=True)
-        maps = torch.cat([explain(x.to(subject.device), t.to(subject.device)).detach().float().cpu() for x, t in parts])
-        shares[name] = saliency_share(maps, corner)
+        shares[name] = saliency_share(subject.explained(explain, images, asked), corner)
     even = float(data.patch.float().mean())
     figures = {f"mass in the corner, {name}": Figure.of(values) for name, values in shares.items()}
     with_it, without = figures.values()

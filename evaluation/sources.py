@@ -491,14 +491,20 @@ def _two_digits(where: str, limit: int | None) -> ImageSet:
 
 
 def _digit_mosaics(where: str, limit: int | None) -> ImageSet:
-    """2x2 mosaics of scattered digits, each asked about one of its cells in turn."""
     from .datasets.digits import scattered_digits
-    from .datasets.mosaics import mosaics
 
     data = scattered_digits(400, seed=4, split="test")
-    made = mosaics(data.images, data.labels[:, 0], _count(where, limit), seed=0)
-    cells = torch.arange(len(made)) % len(made.masks)
-    return ImageSet(made.images, _numbered(made), made.labels[torch.arange(len(made)), cells], made.masks[cells])
+    return mosaics_of(data.images, data.labels[:, 0], _count(where, limit), seed=0)
+
+
+def mosaics_of(images: Tensor, labels: Tensor, count: int, seed: int, name: str = "") -> ImageSet:
+    """2x2 mosaics, each asked about one of its cells in turn; arguments as in `mosaics`, `name` goes before their numbers."""
+    from .datasets.mosaics import mosaics
+
+    made = mosaics(images, labels, count, seed)
+    cells = torch.arange(count) % len(made.masks)
+    names = tuple(f"{name}{number}" for number in _numbered(made))
+    return ImageSet(made.images, names, made.labels[torch.arange(count), cells], made.masks[cells])
 
 
 def _birds(seed: int, default: int) -> _Generator:

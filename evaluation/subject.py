@@ -113,6 +113,11 @@ class Subject:
             raise ValueError(f"the model returned NaN or infinite logits for {bad} images")
         return scores.to(images.device)
 
+    def explained(self, explain: Callable[[Tensor, Tensor], Tensor], images: Tensor, classes: Tensor) -> Tensor:
+        """An explainer's maps (N, 1, H, W) of images (N, C, H, W) and classes (N,), `batch` at a time; on the CPU, float32."""
+        parts = zip(images.split(self.batch), classes.split(self.batch), strict=True)
+        return torch.cat([explain(x.to(self.device), t.to(self.device)).detach().float().cpu() for x, t in parts])
+
 
 class AsLogits(nn.Module):
     """A model as a study asks it: float32 in, log-probabilities or logits in float32 out.

@@ -13,9 +13,11 @@ from .errors import (
     ClassCountError,
     InputError,
     LoaderError,
+    MissingExtraError,
     NotFittedError,
     TargetError,
 )
+from .look import Look
 from .report import FitReport
 
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     "FitReport",
     "InputError",
     "LoaderError",
+    "Look",
+    "MissingExtraError",
     "NotFittedError",
     "TargetError",
     "__version__",

@@ -22,6 +22,7 @@ from .classes import ClassesLike, class_of_each, classes_of_each
 from .errors import CheckpointError, InputError, NotFittedError, TargetError
 from .fitting import Fit, FitSettings
 from .images import Survey, checked_images, survey
+from .look import Look
 from .plan import Plan, StudentKind, example_batch, make_plan
 from .report import FitReport
 from .student import StudentOutput
@@ -281,6 +282,25 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         with torch.no_grad():
             seen, answer = self._see(surrogate, images, extra)
             return Agreement.between(self._answer(answer, images, extra), seen.logits.float().log_softmax(dim=1))
+
+    def look(self, inputs: Tensor, target: ClassesLike = None, additional_forward_args: Any = None) -> Look:
+        """What the levels attend to and say of a class, and the model's probabilities: what figures are drawn from.
+
+        Args:
+            inputs: images (B, C, H, W).
+            target: as in `attribute`.
+            additional_forward_args: handed to the model after the images.
+        """
+        surrogate, images = self._ready(inputs)
+        extra = _extra(additional_forward_args)
+        wanted = class_of_each(target, len(images), self.classes)
+        with torch.no_grad():
+            seen, answer = self._see(surrogate, images, extra)
+            probabilities = self._answer(answer, images, extra).float().exp()
+            wanted = (probabilities.argmax(dim=1) if wanted is None else wanted).to(images.device)
+            evidence, _ = surrogate.student.testimony(seen, wanted[:, None], None)
+        mean = torch.tensor(self._ensured().statistics["mean"], device=images.device)
+        return Look(wanted, probabilities, seen.attention, tuple(evidence), mean)
 
     @property
     def classes(self) -> int:

@@ -9,6 +9,7 @@ matplotlib and Pillow are needed (`pip install 'captum-attnkd[visualize]'`), and
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +74,7 @@ def panel(
         MissingExtraError: matplotlib is not installed.
     """
     look, called = _looked(attribution, images, target, names)
-    _check_count("most", most, attribution.classes)
+    _check_count("most", most)
     masks = attribution.saliency(images, look.target)
     rival = None if versus is None else _rival(attribution, images, look.target, versus)
     keep = (masks >= BORDER).to(images.dtype)
@@ -215,10 +216,9 @@ def _looked(
         raise InputError(
             f"names must be {classes} strings, one a class, got {names if isinstance(names, str) else len(names)}"
         )
-    look = attribution.look(images, target)
-    if len(images) > MOST_ROWS:
+    if len(checked_images(images)) > MOST_ROWS:
         raise InputError(f"{len(images)} images are too many for a figure; {MOST_ROWS} at most")
-    return look, [str(name) for name in (range(classes) if names is None else names)]
+    return attribution.look(images, target), [str(name) for name in (range(classes) if names is None else names)]
 
 
 def _rival(
@@ -243,7 +243,7 @@ def _draw_attention(axes: Sequence[Axes], look: Look, row: int) -> None:
 
 def _draw_probabilities(axis: Axes, look: Look, row: int, called: Sequence[str], most: int) -> None:
     """The model's highest probabilities as bars, the highest on top; that of the class asked about in colour."""
-    values, classes = look.probabilities[row].topk(most)
+    values, classes = look.probabilities[row].topk(min(most, len(called)))
     drawing.bars(
         axis,
         [called[index] for index in classes.tolist()],
@@ -258,7 +258,7 @@ def _trust(agreement: Agreement, row: int, called: Sequence[str]) -> str:
     return f"surrogate says {called[int(agreement.student_class[row])]}: distrust"
 
 
-def _check_count(name: str, given: int, most: int) -> None:
+def _check_count(name: str, given: int, most: int = sys.maxsize) -> None:
     if isinstance(given, bool) or not isinstance(given, int) or given < 1:
         raise InputError(f"{name} must be a whole number of at least 1, got {given!r}")
     if given > most:

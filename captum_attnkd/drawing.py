@@ -134,7 +134,7 @@ def bars(axis: Axes, names: Sequence[str], values: Sequence[float], colours: Seq
     """Probabilities as horizontal bars from 0 to 1, the first on top."""
     places = range(len(values))
     axis.barh(places, values, color=colours, height=0.7)
-    axis.set_yticks(places, [name if len(name) <= 14 else f"{name[:13]}…" for name in names], fontsize=7)
+    axis.set_yticks(places, list(names), fontsize=7)
     axis.set_xticks([0, 1])
     axis.set_ylim(max(len(values), 3) - 0.5, -0.5)
     axis.set_xlim(0, 1.3)

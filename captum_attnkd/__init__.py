@@ -13,9 +13,11 @@ from .errors import (
     ClassCountError,
     InputError,
     LoaderError,
+    MissingExtraError,
     NotFittedError,
     TargetError,
 )
+from .look import Look
 from .report import FitReport
 from .trust import Trust, TrustWarning
 
@@ -28,6 +30,8 @@ __all__ = [
     "FitReport",
     "InputError",
     "LoaderError",
+    "Look",
+    "MissingExtraError",
     "NotFittedError",
     "TargetError",
     "Trust",

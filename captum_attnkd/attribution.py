@@ -24,6 +24,7 @@ from .export import export
 from .fitted import Fitted, SavedFit, probe_answer, statistics_of
 from .fitting import Fit, FitSettings
 from .images import checked_images, survey
+from .look import Look
 from .objectives import Ask
 from .plan import Plan, StudentKind, example_batch, make_plan
 from .refinement import refined
@@ -330,6 +331,24 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 asked.mask, asked.images, asked.query, self._judge(asked.extra, times=2), fitted.pixels, steps
             )
         return mask.saliency((asked.images.shape[-2], asked.images.shape[-1]))
+
+    def look(self, inputs: Tensor, target: ClassesLike = None, additional_forward_args: Any = None) -> Look:
+        """What the levels attend to and say of a class, and the model's probabilities: what figures are drawn from.
+
+        Args:
+            inputs: images (B, C, H, W).
+            target: as in `attribute`.
+            additional_forward_args: handed to the model after the images.
+        """
+        surrogate, images = self._ready(inputs)
+        extra = _extra(additional_forward_args)
+        wanted = class_of_each(target, len(images), self.classes)
+        with torch.no_grad():
+            seen, answer = self._see(surrogate, images, extra)
+            probabilities = self._answer(answer, images, extra).float().exp()
+            wanted = (probabilities.argmax(dim=1) if wanted is None else wanted).to(images.device)
+            evidence, _ = surrogate.student.testimony(seen, wanted[:, None], None)
+        return Look(wanted, probabilities, seen.attention, tuple(evidence), self._ensured().pixels.mean)
 
     @property
     def classes(self) -> int:

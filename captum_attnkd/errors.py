@@ -27,3 +27,7 @@ class LoaderError(AttnKDError, ValueError):
 
 class CheckpointError(AttnKDError, ValueError):
     """A file is damaged, foreign, too new, or belongs to another model."""
+
+
+class MissingExtraError(AttnKDError, ImportError):
+    """Something is asked for that needs packages which are installed only on demand."""

@@ -22,8 +22,9 @@ from captum_attnkd import checkpoint
 from captum_attnkd.errors import AttnKDError
 
 from .classifiers import OURS, find_classifier
+from .measuring import Metric
 from .methods import METHODS, Method, find_method
-from .metrics import Metric, all_metrics, find_metric
+from .metrics import all_metrics, find_metric
 from .preparing import SURROGATE, prepare
 from .report import About, write_report
 from .sources import GENERATED, KINDS, ImageSet

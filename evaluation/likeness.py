@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from scipy.stats import rankdata
 from skimage.metrics import structural_similarity
@@ -26,8 +27,7 @@ def likeness(maps: Tensor, others: Tensor) -> dict[str, Tensor]:
         if any(flat):
             correlations.append(float(all(flat)))
         else:
-            centred = [(ranks - ranks.mean()) / ranks.std() for ranks in (first, second)]
-            correlations.append(float((centred[0] * centred[1]).mean()))
+            correlations.append(float(np.corrcoef(first, second)[0, 1]))
         shape = tuple(one.shape)
         structures.append(float(structural_similarity(first.reshape(shape), second.reshape(shape), data_range=1.0)))
     return {"rank correlation": torch.tensor(correlations), "SSIM of ranks": torch.tensor(structures)}

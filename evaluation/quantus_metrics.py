@@ -20,7 +20,7 @@ from captum_attnkd.devices import fast_context
 
 from .explainers import Explainer
 from .faithfulness import ranks_of
-from .metrics import Case, Measured, Metric
+from .measuring import Case, Measured, Metric
 from .subject import Subject, fingerprint
 
 _Make = Callable[[int, int, int], dict[str, Any]]  # a metric's settings for images of (C, H, W)

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from captum_attnkd import checkpoint
 
+from .measuring import Family, Measured, Metric
 from .methods import Kind, Method, unknown
-from .metrics import Family, Measured, Metric
 from .road import SHARES
 from .speed import FORWARD, break_even, machine
 from .study import Outcome, Study

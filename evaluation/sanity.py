@@ -22,8 +22,9 @@ from .datasets.shortcut import Shortcuts, shortcuts, train_shortcut_net
 from .explainers import Explainer
 from .likeness import likeness
 from .localisation import saliency_share
+from .measuring import Case
 from .methods import METHODS, Method
-from .metrics import Case, find_metric
+from .metrics import find_metric
 from .probe import probe
 from .sources import ImageSet
 from .statistics import paired_interval

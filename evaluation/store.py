@@ -14,7 +14,7 @@ from torch import Tensor
 from captum_attnkd import checkpoint
 from captum_attnkd.errors import CheckpointError
 
-from .metrics import Measured
+from .measuring import Measured
 
 # Raised when a method or metric of ours changes its answers, so that old ones are not taken for new ones.
 VERSION = 4

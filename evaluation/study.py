@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from captum_attnkd.allocator import kept_buffers
 
 from .explainers import Explainer
+from .measuring import Case, Measured, Metric
 from .methods import Method
-from .metrics import Case, Measured, Metric
 from .sources import ImageSet
 from .store import Store, key
 from .subject import Contrast, ContrastSurrogate, Subject

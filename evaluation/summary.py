@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .metrics import Measured
+from .measuring import Measured
 from .statistics import holm, paired_interval, paired_test
 from .study import Outcome
 

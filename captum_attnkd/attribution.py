@@ -6,7 +6,6 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,13 +14,13 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from . import checkpoint
 from .agreement import Agreement
 from .allocator import kept_buffers
 from .classes import ClassesLike, class_of_each, classes_of_each
-from .errors import CheckpointError, InputError, NotFittedError, TargetError
+from .errors import InputError, NotFittedError, TargetError
+from .fitted import Fitted, SavedFit, probe_answer, statistics_of
 from .fitting import Fit, FitSettings
-from .images import Survey, checked_images, survey
+from .images import checked_images, survey
 from .plan import Plan, StudentKind, example_batch, make_plan
 from .report import FitReport
 from .student import StudentOutput
@@ -29,17 +28,6 @@ from .surrogate import Query, Surrogate
 from .target import OutputKind, Target, left_as_found, own_randomness
 
 Self = TypeVar("Self", bound="AttentiveKDAttribution")
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """What a fit leaves, or a file brings: all of it, or nothing."""
-
-    surrogate: Surrogate
-    plan: Plan
-    statistics: dict[str, Any]  # of the training images: channel means and deviations, dtype
-    probe: Tensor  # the model's answer to two fixed images, log-probabilities (2, K)
-    report: FitReport | None
 
 
 class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is untyped
@@ -79,7 +67,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             raise InputError(f"student must be 'auto', 'grafted' or 'compact', got {student!r}")
         self._target = Target(forward_func, output, max_images_per_second)
         self._student_kind, self._level_names, self._backbone = student, levels, backbone
-        self._fitted: _Fitted | None = None
+        self._fitted: Fitted | None = None
 
     # -- fitting -----------------------------------------------------------------------------------------------------
 
@@ -176,7 +164,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 differentiable,
             )
             surrogate = plan.build(target, self._backbone if isinstance(self._backbone, nn.Module) else None)
-            probe = _probe_answer(target, plan, found.mean, found.deviation, device)
+            probe = probe_answer(target, plan, found.mean, found.deviation, device)
             fit = Fit(
                 surrogate, target, plan, found, loader, differentiable, settings,
                 fingerprint=_digest(probe), image_key=image_key, accelerator=accelerator, progress=progress,
@@ -185,7 +173,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             report = fit.run()
         _warn_of_doubt(report)
         self._target = target
-        self._fitted = _Fitted(surrogate.eval().requires_grad_(False), plan, _statistics(found), probe, report)
+        self._fitted = Fitted(surrogate.eval().requires_grad_(False), plan, statistics_of(found), probe, report)
         return self
 
     # -- explaining --------------------------------------------------------------------------------------------------
@@ -320,20 +308,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             NotFittedError: there is nothing to save.
             OSError: the file cannot be written; an older file of that name is left as it was.
         """
-        fitted = self._ensured()
-        plan = fitted.plan
-        tensors = {f"surrogate.{name}": tensor for name, tensor in fitted.surrogate.state_dict().items()}
-        tensors["probe"] = fitted.probe
-        about = {
-            "plan": plan.as_dict(),
-            "architecture": checkpoint.architecture(self._target) if plan.student == "grafted" else [],
-            "target": self._target.name,
-            "output": self._target.output,
-            "data": fitted.statistics,
-            "report": None if fitted.report is None else fitted.report.as_dict(),
-            "torch": torch.__version__,
-        }
-        checkpoint.write(path, "surrogate", tensors, about)
+        self._ensured().save(path, self._target)
 
     @classmethod
     def load(
@@ -360,63 +335,22 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         Raises:
             CheckpointError: the file is damaged, foreign, too new, or belongs to another model.
         """
-        tensors, about = checkpoint.read(path, "surrogate")
-        where = str(path)
-        try:
-            plan = Plan.from_dict(about["plan"])
-            output, data = about["output"], about["data"]
-            statistics: dict[str, Any] = {key: [float(value) for value in data[key]] for key in ("mean", "deviation")}
-            dtype = getattr(torch, str(data["dtype"]))
-            report = None if about["report"] is None else FitReport(**about["report"])
-            probe = tensors.pop("probe")
-            if output not in ("logits", "probabilities") or not isinstance(dtype, torch.dtype):
-                raise ValueError("unknown kind of output or images")
-            if any(len(values) != plan.image_shape[0] for values in statistics.values()):
-                raise ValueError("statistics do not fit the images")
-            expected = about["architecture"]
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-            raise CheckpointError(
-                f"{where}: its metadata is not complete or not sound: {type(error).__name__}: {error}"
-            ) from error
+        saved = SavedFit.read(path)
+        plan = saved.plan
         if plan.backbone == "custom" and backbone is None:
             raise InputError(
-                f"{where} was fitted with a backbone of yours; pass the same network: load(..., backbone=...)"
+                f"{saved.where} was fitted with a backbone of yours; pass the same network: load(..., backbone=...)"
             )
-        loaded = cls(forward_func, student=plan.student, backbone=backbone or plan.backbone, output=output,
+        loaded = cls(forward_func, student=plan.student, backbone=backbone or plan.backbone, output=saved.output,
                      max_images_per_second=max_images_per_second)  # fmt: skip
-        target = loaded._target
-        target.dtype = dtype
-        target.check_mode()
-        if check_target and plan.student == "grafted" and checkpoint.architecture(target) != expected:
-            raise CheckpointError(
-                f"{where} was fitted to a {about.get('target')} of another architecture than this {target.name}; "
-                "load it on its own model (check_target=False to insist)"
-            )
-        weights = {name.removeprefix("surrogate."): tensor for name, tensor in tensors.items()}
-        checkpoint.check_sizes(plan, weights, where)
-        try:
-            with own_randomness(0):
-                surrogate = plan.build(target, backbone)
-        except (TargetError, RuntimeError, ValueError, IndexError, AssertionError) as error:
-            raise CheckpointError(f"{where} does not fit this {target.name}: {error}") from error
-        checkpoint.load_weights(surrogate, weights, where)
-        place = torch.device(device) if device is not None else (target.device or torch.device("cpu"))
-        mean, deviation = torch.tensor(statistics["mean"]), torch.tensor(statistics["deviation"])
-        answer = _probe_answer(target, plan, mean, deviation, target.device or place)
-        if answer.shape[1] != plan.classes:  # not even to insist on
-            raise CheckpointError(
-                f"{where} is for {plan.classes} classes, this {target.name} answers with {answer.shape[1]}"
-            )
-        if check_target:
-            checkpoint.check_answer(answer, probe, where, target.name)
-        statistics["dtype"] = str(data["dtype"])
-        surrogate = surrogate.to(place).eval().requires_grad_(False)
-        loaded._fitted = _Fitted(surrogate, plan, statistics, probe, report)
+        loaded._target.dtype = saved.dtype
+        loaded._target.check_mode()
+        loaded._fitted = saved.put_on(loaded._target, backbone, device, check_target)
         return loaded
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
-    def _ensured(self) -> _Fitted:
+    def _ensured(self) -> Fitted:
         if self._fitted is None:
             raise NotFittedError(
                 "this AttentiveKDAttribution has no surrogate yet: "
@@ -465,20 +399,6 @@ def _extra(additional_forward_args: Any) -> tuple[Any, ...]:
     if additional_forward_args is None:
         return ()
     return additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
-
-
-def _statistics(found: Survey) -> dict[str, Any]:
-    return {
-        "mean": found.mean.tolist(),
-        "deviation": found.deviation.tolist(),
-        "dtype": str(found.dtype).removeprefix("torch."),
-    }
-
-
-def _probe_answer(target: Target, plan: Plan, mean: Tensor, deviation: Tensor, device: torch.device) -> Tensor:
-    with torch.no_grad():
-        images = checkpoint.probe_images(plan.image_shape, mean, deviation)
-        return target.log_probabilities(images.to(device)).cpu()
 
 
 def _warn_of_doubt(report: FitReport) -> None:

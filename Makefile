@@ -1,9 +1,9 @@
-# Two commands for a stranger: `make quickstart` and `make test`. Both set up .venv by themselves.
+# Two commands for a stranger: `make quickstart` and `make test`. All set up .venv by themselves.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test lint format wheel photos clean
+.PHONY: help quickstart test lint format docs wheel photos clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,9 @@ format: $(VENV)/.installed  ## bring the code into the style that lint asks for
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.installed  ## the documentation, into site/: open site/index.html
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 wheel: $(VENV)/.installed  ## build dist/, and try the wheel away from this folder
 	$(BIN)/python -m pip install --quiet build
 	.ci/wheel $(BIN)/python dist
@@ -40,4 +43,4 @@ photos: $(VENV)/.installed  ## a gallery of your photographs: make photos IMAGES
 	$(BIN)/python examples/photos.py --images $(IMAGES)
 
 clean:  ## remove all that make made, but for out/
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import InputError
 from .target import Target
@@ -54,6 +54,20 @@ def fast_context(device: torch.device, precision: str) -> Callable[[], AbstractC
     if not _bf16(device, precision, False):
         return nullcontext
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def borne(
+    fast: Callable[[], AbstractContextManager[Any]], target: Target, images: Tensor
+) -> Callable[[], AbstractContextManager[Any]]:
+    """`fast` where the target runs in it on some images (B, C, H, W); quantised layers, for one, take float32 alone."""
+    if fast is nullcontext or not target.tappable:  # functions run in their own precision anyway
+        return fast
+    try:
+        with torch.no_grad(), fast():
+            target.run(images)
+    except RuntimeError:
+        return nullcontext
+    return fast
 
 
 def fast_both_ways(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import checkpoint
-from .devices import channels_last_pays, fast_context, make_accelerator
+from .devices import borne, channels_last_pays, fast_context, make_accelerator
 from .errors import CheckpointError, InputError, TargetError
 from .images import Stream, Survey, mixed
 from .objectives import Ask, Distillation, Explanation, Pixels
@@ -141,6 +141,8 @@ class Fit:
         self.accelerator = accelerator
         self.device: torch.device = self.accelerator.device
         self.fast = fast_context(self.device, settings.precision)
+        if settings.precision == "auto":
+            self.fast = borne(self.fast, target, found.held_out[:2].to(self.device))
         self._target_fingerprint = fingerprint
         self.at = _Progress()
         self._optimiser_state: dict[str, Tensor] = {}

@@ -259,6 +259,16 @@ def test_a_dynamically_quantised_module_gets_a_compact_student(images: Tensor) -
     assert_maps(attribution, images)
 
 
+def test_layers_that_take_float32_alone_are_fitted_to_where_bf16_would_be_chosen(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captum_attnkd.devices._bf16", lambda device, precision, gradients: not gradients)
+    module = torch.ao.quantization.quantize_dynamic(TinyCNN(), {nn.Linear}, dtype=torch.qint8)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RuntimeError):
+        module(images)  # else there is nothing to be tested
+    assert_maps(quick_fit(module, images, precision="auto"), images)
+
+
 def test_a_module_under_data_parallel_is_unwrapped_and_grafted(images: Tensor) -> None:
     network = TinyCNN()
     wrapped = nn.DataParallel(network).eval()

@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -19,14 +18,15 @@ from . import checkpoint
 from .agreement import Agreement
 from .allocator import kept_buffers
 from .classes import ClassesLike, class_of_each, classes_of_each
+from .devices import device_of
 from .errors import CheckpointError, InputError, NotFittedError, TargetError
 from .fitting import Fit, FitSettings
-from .images import Survey, checked_images, survey
+from .images import FLOATING, Survey, checked_images, survey
 from .plan import Plan, StudentKind, example_batch, make_plan
 from .report import FitReport
 from .student import StudentOutput
 from .surrogate import Query, Surrogate
-from .target import OutputKind, Target, left_as_found, own_randomness
+from .target import OutputKind, Target, left_as_found, lent, own_randomness
 
 Self = TypeVar("Self", bound="AttentiveKDAttribution")
 
@@ -75,8 +75,14 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         max_images_per_second: float | None = None,
     ) -> None:
         super().__init__(forward_func)
-        if student not in ("auto", "grafted", "compact"):
+        if not isinstance(student, str) or student not in ("auto", "grafted", "compact"):
             raise InputError(f"student must be 'auto', 'grafted' or 'compact', got {student!r}")
+        if levels is not None and not (
+            isinstance(levels, (list, tuple)) and levels and all(isinstance(name, str) for name in levels)
+        ):
+            raise InputError(f"levels must be a list of module names, got {levels!r}")
+        if backbone is not None and not isinstance(backbone, (str, nn.Module)):
+            raise InputError(f"backbone must be a torchvision model's name or a module, got {type(backbone).__name__}")
         self._target = Target(forward_func, output, max_images_per_second)
         self._student_kind, self._level_names, self._backbone = student, levels, backbone
         self._fitted: _Fitted | None = None
@@ -157,15 +163,21 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         settings = FitSettings(
             distil_steps, explain_steps, batch_size, learning_rate, patience, seed=seed, precision=precision
         )
-        target = self._target.fresh()
-        with left_as_found(self.forward_func), own_randomness(seed), kept_buffers(target.on_cpu):
+        target, own = self._target.fresh(), self._backbone if isinstance(self._backbone, nn.Module) else None
+        state = None if resume_from is None else checkpoint.place_of(resume_from)
+        with (
+            left_as_found(self.forward_func),
+            lent(own),
+            own_randomness(seed),
+            kept_buffers(target.on_cpu),
+        ):
             target.check_mode()
             found = survey(loader, image_key, val_loader)
             device = target.device or found.held_out.device
             examples = example_batch(found.held_out.to(device, found.dtype))
             target.dtype = found.dtype
             differentiable = target.examine(examples)
-            classes = target.raw(examples).shape[1]
+            target.classes = classes = target.raw(examples).shape[1]
             plan = make_plan(
                 target,
                 examples,
@@ -175,17 +187,18 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 self._backbone,
                 differentiable,
             )
-            surrogate = plan.build(target, self._backbone if isinstance(self._backbone, nn.Module) else None)
+            surrogate = plan.build(target, own)
             probe = _probe_answer(target, plan, found.mean, found.deviation, device)
             fit = Fit(
                 surrogate, target, plan, found, loader, differentiable, settings,
                 fingerprint=_digest(probe), image_key=image_key, accelerator=accelerator, progress=progress,
-                state=None if resume_from is None else Path(resume_from),
+                state=state,
             )  # fmt: skip
             report = fit.run()
+            surrogate.eval().requires_grad_(False)
         _warn_of_doubt(report)
         self._target = target
-        self._fitted = _Fitted(surrogate.eval().requires_grad_(False), plan, _statistics(found), probe, report)
+        self._fitted = _Fitted(surrogate, plan, _statistics(found), probe, report)
         return self
 
     # -- explaining --------------------------------------------------------------------------------------------------
@@ -253,7 +266,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 wanted.to(images.device)[:, None],
                 None if rivals is None else rivals.to(images.device)[:, None],
             )
-            return surrogate.explain(images, seen, query).saliency((images.shape[-2], images.shape[-1]))
+            return _masks(surrogate, images, seen, query)
 
     def saliency_all(
         self,
@@ -272,7 +285,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         wanted = classes_of_each(targets, len(images), self.classes).to(images.device)
         with torch.no_grad():
             seen, _ = self._see(surrogate, images, _extra(additional_forward_args))
-            return surrogate.explain(images, seen, Query(wanted)).saliency((images.shape[-2], images.shape[-1]))
+            return _masks(surrogate, images, seen, Query(wanted))
 
     def agreement(self, inputs: Tensor, additional_forward_args: Any = None) -> Agreement:
         """How far surrogate and model differ on each image: where they do, distrust the map. Asks the model once."""
@@ -309,8 +322,12 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
     # -- moving and keeping ------------------------------------------------------------------------------------------
 
     def to(self: Self, device: str | torch.device) -> Self:
-        """Move the surrogate. The model is yours: move it yourself."""
-        self.surrogate.to(device)
+        """Move the surrogate. The model is yours: move it yourself.
+
+        Raises:
+            InputError: there is no such device here.
+        """
+        self.surrogate.to(device_of(device))
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -363,18 +380,18 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         tensors, about = checkpoint.read(path, "surrogate")
         where = str(path)
         try:
-            plan = Plan.from_dict(about["plan"])
-            output, data = about["output"], about["data"]
+            plan, output, data = Plan.from_dict(about["plan"]), about["output"], about["data"]
             statistics: dict[str, Any] = {key: [float(value) for value in data[key]] for key in ("mean", "deviation")}
-            dtype = getattr(torch, str(data["dtype"]))
-            report = None if about["report"] is None else FitReport(**about["report"])
+            dtype = {str(kind).removeprefix("torch."): kind for kind in FLOATING}[data["dtype"]]
+            report = None if about["report"] is None else FitReport.from_dict(about["report"])
             probe = tensors.pop("probe")
-            if output not in ("logits", "probabilities") or not isinstance(dtype, torch.dtype):
-                raise ValueError("unknown kind of output or images")
-            if any(len(values) != plan.image_shape[0] for values in statistics.values()):
+            if output not in ("logits", "probabilities"):
+                raise ValueError("unknown kind of output")
+            mean, deviation = torch.tensor(statistics["mean"]), torch.tensor(statistics["deviation"])
+            if any(len(one) != plan.image_shape[0] or not bool(torch.isfinite(one).all()) for one in (mean, deviation)):
                 raise ValueError("statistics do not fit the images")
             expected = about["architecture"]
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
             raise CheckpointError(
                 f"{where}: its metadata is not complete or not sound: {type(error).__name__}: {error}"
             ) from error
@@ -393,24 +410,25 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 "load it on its own model (check_target=False to insist)"
             )
         weights = {name.removeprefix("surrogate."): tensor for name, tensor in tensors.items()}
-        checkpoint.check_sizes(plan, weights, where)
+        place = device_of(device) if device is not None else (target.device or torch.device("cpu"))
+        checkpoint.check_fit(plan, target, backbone, weights, where)
         try:
             with own_randomness(0):
                 surrogate = plan.build(target, backbone)
+            answer = _probe_answer(target, plan, mean, deviation, target.device or place)
         except (TargetError, RuntimeError, ValueError, IndexError, AssertionError) as error:
             raise CheckpointError(f"{where} does not fit this {target.name}: {error}") from error
-        checkpoint.load_weights(surrogate, weights, where)
-        place = torch.device(device) if device is not None else (target.device or torch.device("cpu"))
-        mean, deviation = torch.tensor(statistics["mean"]), torch.tensor(statistics["deviation"])
-        answer = _probe_answer(target, plan, mean, deviation, target.device or place)
         if answer.shape[1] != plan.classes:  # not even to insist on
             raise CheckpointError(
                 f"{where} is for {plan.classes} classes, this {target.name} answers with {answer.shape[1]}"
             )
         if check_target:
             checkpoint.check_answer(answer, probe, where, target.name)
-        statistics["dtype"] = str(data["dtype"])
-        surrogate = surrogate.to(place).eval().requires_grad_(False)
+        target.classes = plan.classes
+        statistics["dtype"] = data["dtype"]
+        with lent(backbone):
+            checkpoint.load_weights(surrogate, weights, where)
+            surrogate = surrogate.to(place).eval().requires_grad_(False)
         loaded._fitted = _Fitted(surrogate, plan, statistics, probe, report)
         return loaded
 
@@ -451,6 +469,17 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
     def _answer(self, known: Tensor | None, images: Tensor, extra: tuple[Any, ...]) -> Tensor:
         """The model's log-probabilities (B, K): at hand from a grafted pass, else asked for."""
         return self._target.log_probabilities(images, *extra) if known is None else known
+
+
+def _masks(surrogate: Surrogate, images: Tensor, seen: StudentOutput, query: Query) -> Tensor:
+    """Saliency masks (B, Q, H, W) for the classes asked about."""
+    masks = surrogate.explain(images, seen, query).saliency((images.shape[-2], images.shape[-1]))
+    if not bool(torch.isfinite(masks).all()):
+        raise InputError(
+            f"the networks overflow on images with values up to {float(images.abs().max()):.3g}; "
+            "give them as the model takes them"
+        )
+    return masks
 
 
 def _unpacked(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from .target import Target
 
 FORMAT_VERSION = 1
 _KEY = "captum_attnkd"
+_DRAFT = ".part"
 
 
 def write(path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -58,10 +60,9 @@ def replacing(place: Path) -> Iterator[Path]:
         OSError: it cannot be written, or the name is that of a device, a pipe or a folder, which a file must not replace.
     """
     place = Path(os.path.realpath(place))  # a link stays a link; what it points to is replaced
-    if place.exists() and not place.is_file():
+    if place.is_symlink() or (place.exists() and not place.is_file()):  # a link still is one that leads nowhere
         raise OSError(f"{place} is there already and is not a file")
-    # A name may have 255 bytes, and a draft's is longer.
-    handle, draft = tempfile.mkstemp(prefix=f".{place.name[:40]}.", suffix=".part", dir=place.parent)
+    handle, draft = tempfile.mkstemp(prefix=_draft_prefix(place), suffix=_DRAFT, dir=place.parent)
     os.close(handle)
     try:
         yield Path(draft)
@@ -73,6 +74,20 @@ def replacing(place: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             os.unlink(draft)
         raise
+
+
+def clear_drafts(place: Path) -> None:
+    """Remove what writers of a file left that were killed; for files that only one process at a time writes."""
+    place = Path(os.path.realpath(place))
+    for draft in place.parent.glob(f"{glob.escape(_draft_prefix(place))}{'?' * 8}{_DRAFT}"):
+        with contextlib.suppress(OSError):
+            draft.unlink()
+
+
+def _draft_prefix(place: Path) -> str:
+    """How drafts of a file are called; a name may have 255 bytes, and a draft's is longer."""
+    name = os.fsencode(place.name)
+    return f".{place.name if len(name) < 240 else hashlib.blake2b(name, digest_size=16).hexdigest()}."
 
 
 def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -15,6 +15,10 @@ from .images import has_values
 
 ClassesLike: TypeAlias = "int | tuple[int] | list[int] | list[tuple[int]] | np.ndarray[Any, Any] | Tensor | None"
 
+_WHOLE = (
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
+
 
 def class_of_each(given: ClassesLike, count: int, classes: int, name: str = "target") -> Tensor | None:
     """One class index for each image (B,), int64; None for None.
@@ -40,7 +44,7 @@ def class_of_each(given: ClassesLike, count: int, classes: int, name: str = "tar
     if isinstance(given, Tensor):
         if not has_values(given):
             raise InputError(f"{name} must be a plain tensor: not sparse, nested or on the meta device")
-        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        if given.dtype not in _WHOLE:
             raise InputError(f"{name} must hold class indices, got a tensor of {given.dtype}")
         if given.numel() != 1 and given.ndim != 1:
             raise InputError(f"{name} must be a tensor of shape (B,), got {tuple(given.shape)}")
@@ -65,13 +69,7 @@ def classes_of_each(given: Sequence[int] | Tensor | None, count: int, classes: i
         raise InputError(f"targets must be class indices (Q,) or (B, Q): {error}") from error
     if not has_values(wanted):
         raise InputError("targets must be a plain tensor: not sparse, nested or on the meta device")
-    if (
-        wanted.is_floating_point()
-        or wanted.is_complex()
-        or wanted.dtype == torch.bool
-        or wanted.ndim not in (1, 2)
-        or wanted.numel() == 0
-    ):
+    if wanted.dtype not in _WHOLE or wanted.ndim not in (1, 2) or wanted.numel() == 0:
         raise InputError(
             f"targets must be class indices (Q,) or (B, Q), got {wanted.dtype} of shape {tuple(wanted.shape)}"
         )
@@ -87,8 +85,8 @@ def _index(entry: Any, name: str) -> int:
             raise InputError(f"{name}: the model has one axis of classes, so a tuple must hold one index, got {entry}")
         entry = entry[0]
     try:
-        if isinstance(entry, bool) or (isinstance(entry, Tensor) and entry.dtype == torch.bool):
-            raise TypeError("a truth value")
+        if isinstance(entry, bool) or (isinstance(entry, Tensor) and entry.dtype not in _WHOLE):
+            raise TypeError("not a whole number")
         return operator.index(entry)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} must be class indices, got {entry!r}") from error

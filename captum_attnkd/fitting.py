@@ -328,7 +328,11 @@ class Fit:
         checkpoint.write(self.state, "fit", tensors, {"at": at, "fit": self._fingerprint()})
 
     def _resume(self) -> None:
-        if self.state is None or not self.state.exists():
+        if self.state is None:
+            return
+        if self.accelerator.is_main_process:
+            checkpoint.clear_drafts(self.state)
+        if not self.state.exists():
             return
         tensors, about = checkpoint.read(self.state, "fit")
         if about.get("fit") != self._fingerprint():

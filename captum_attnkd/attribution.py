@@ -6,7 +6,6 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -14,14 +13,15 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from . import checkpoint
 from .agreement import Agreement
 from .allocator import kept_buffers
+from .checkpoint import place_of
 from .classes import ClassesLike, class_of_each, classes_of_each
 from .devices import device_of
-from .errors import CheckpointError, InputError, NotFittedError, TargetError
+from .errors import InputError, NotFittedError, TargetError
+from .fitted import Fitted, SavedFit, probe_answer, statistics_of
 from .fitting import Fit, FitSettings
-from .images import FLOATING, Survey, checked_images, survey
+from .images import checked_images, survey
 from .plan import Plan, StudentKind, example_batch, make_plan
 from .report import FitReport
 from .student import StudentOutput
@@ -29,17 +29,6 @@ from .surrogate import Query, Surrogate
 from .target import OutputKind, Target, left_as_found, lent, own_randomness
 
 Self = TypeVar("Self", bound="AttentiveKDAttribution")
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """What a fit leaves, or a file brings: all of it, or nothing."""
-
-    surrogate: Surrogate
-    plan: Plan
-    statistics: dict[str, Any]  # of the training images: channel means and deviations, dtype
-    probe: Tensor  # the model's answer to two fixed images, log-probabilities (2, K)
-    report: FitReport | None
 
 
 class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is untyped
@@ -85,7 +74,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             raise InputError(f"backbone must be a torchvision model's name or a module, got {type(backbone).__name__}")
         self._target = Target(forward_func, output, max_images_per_second)
         self._student_kind, self._level_names, self._backbone = student, levels, backbone
-        self._fitted: _Fitted | None = None
+        self._fitted: Fitted | None = None
 
     # -- fitting -----------------------------------------------------------------------------------------------------
 
@@ -164,7 +153,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             distil_steps, explain_steps, batch_size, learning_rate, patience, seed=seed, precision=precision
         )
         target, own = self._target.fresh(), self._backbone if isinstance(self._backbone, nn.Module) else None
-        state = None if resume_from is None else checkpoint.place_of(resume_from)
+        state = None if resume_from is None else place_of(resume_from)
         with (
             left_as_found(self.forward_func),
             lent(own),
@@ -188,7 +177,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 differentiable,
             )
             surrogate = plan.build(target, own)
-            probe = _probe_answer(target, plan, found.mean, found.deviation, device)
+            probe = probe_answer(target, plan, found.mean, found.deviation, device)
             fit = Fit(
                 surrogate, target, plan, found, loader, differentiable, settings,
                 fingerprint=_digest(probe), image_key=image_key, accelerator=accelerator, progress=progress,
@@ -198,7 +187,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             surrogate.eval().requires_grad_(False)
         _warn_of_doubt(report)
         self._target = target
-        self._fitted = _Fitted(surrogate, plan, _statistics(found), probe, report)
+        self._fitted = Fitted(surrogate, plan, statistics_of(found), probe, report)
         return self
 
     # -- explaining --------------------------------------------------------------------------------------------------
@@ -337,20 +326,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             NotFittedError: there is nothing to save.
             OSError: the file cannot be written; an older file of that name is left as it was.
         """
-        fitted = self._ensured()
-        plan = fitted.plan
-        tensors = {f"surrogate.{name}": tensor for name, tensor in fitted.surrogate.state_dict().items()}
-        tensors["probe"] = fitted.probe
-        about = {
-            "plan": plan.as_dict(),
-            "architecture": checkpoint.architecture(self._target) if plan.student == "grafted" else [],
-            "target": self._target.name,
-            "output": self._target.output,
-            "data": fitted.statistics,
-            "report": None if fitted.report is None else fitted.report.as_dict(),
-            "torch": torch.__version__,
-        }
-        checkpoint.write(path, "surrogate", tensors, about)
+        self._ensured().save(path, self._target)
 
     @classmethod
     def load(
@@ -377,64 +353,24 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         Raises:
             CheckpointError: the file is damaged, foreign, too new, or belongs to another model.
         """
-        tensors, about = checkpoint.read(path, "surrogate")
-        where = str(path)
-        try:
-            plan, output, data = Plan.from_dict(about["plan"]), about["output"], about["data"]
-            statistics: dict[str, Any] = {key: [float(value) for value in data[key]] for key in ("mean", "deviation")}
-            dtype = {str(kind).removeprefix("torch."): kind for kind in FLOATING}[data["dtype"]]
-            report = None if about["report"] is None else FitReport.from_dict(about["report"])
-            probe = tensors.pop("probe")
-            if output not in ("logits", "probabilities"):
-                raise ValueError("unknown kind of output")
-            mean, deviation = torch.tensor(statistics["mean"]), torch.tensor(statistics["deviation"])
-            if any(len(one) != plan.image_shape[0] or not bool(torch.isfinite(one).all()) for one in (mean, deviation)):
-                raise ValueError("statistics do not fit the images")
-            expected = about["architecture"]
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{where}: its metadata is not complete or not sound: {type(error).__name__}: {error}"
-            ) from error
+        saved = SavedFit.read(path)
+        plan = saved.plan
+        if backbone is not None and not isinstance(backbone, nn.Module):
+            raise InputError(f"backbone must be the module that was fitted with, got {type(backbone).__name__}")
         if plan.backbone == "custom" and backbone is None:
             raise InputError(
-                f"{where} was fitted with a backbone of yours; pass the same network: load(..., backbone=...)"
+                f"{saved.where} was fitted with a backbone of yours; pass the same network: load(..., backbone=...)"
             )
-        loaded = cls(forward_func, student=plan.student, backbone=backbone or plan.backbone, output=output,
+        loaded = cls(forward_func, student=plan.student, backbone=backbone or plan.backbone, output=saved.output,
                      max_images_per_second=max_images_per_second)  # fmt: skip
-        target = loaded._target
-        target.dtype = dtype
-        target.check_mode()
-        if check_target and plan.student == "grafted" and checkpoint.architecture(target) != expected:
-            raise CheckpointError(
-                f"{where} was fitted to a {about.get('target')} of another architecture than this {target.name}; "
-                "load it on its own model (check_target=False to insist)"
-            )
-        weights = {name.removeprefix("surrogate."): tensor for name, tensor in tensors.items()}
-        place = device_of(device) if device is not None else (target.device or torch.device("cpu"))
-        checkpoint.check_fit(plan, target, backbone, weights, where)
-        try:
-            with own_randomness(0):
-                surrogate = plan.build(target, backbone)
-            answer = _probe_answer(target, plan, mean, deviation, target.device or place)
-        except (TargetError, RuntimeError, ValueError, IndexError, AssertionError) as error:
-            raise CheckpointError(f"{where} does not fit this {target.name}: {error}") from error
-        if answer.shape[1] != plan.classes:  # not even to insist on
-            raise CheckpointError(
-                f"{where} is for {plan.classes} classes, this {target.name} answers with {answer.shape[1]}"
-            )
-        if check_target:
-            checkpoint.check_answer(answer, probe, where, target.name)
-        target.classes = plan.classes
-        statistics["dtype"] = data["dtype"]
-        with lent(backbone):
-            checkpoint.load_weights(surrogate, weights, where)
-            surrogate = surrogate.to(place).eval().requires_grad_(False)
-        loaded._fitted = _Fitted(surrogate, plan, statistics, probe, report)
+        loaded._target.dtype = saved.dtype
+        loaded._target.check_mode()
+        loaded._fitted = saved.put_on(loaded._target, backbone, device, check_target)
         return loaded
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
-    def _ensured(self) -> _Fitted:
+    def _ensured(self) -> Fitted:
         if self._fitted is None:
             raise NotFittedError(
                 "this AttentiveKDAttribution has no surrogate yet: "
@@ -494,20 +430,6 @@ def _extra(additional_forward_args: Any) -> tuple[Any, ...]:
     if additional_forward_args is None:
         return ()
     return additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
-
-
-def _statistics(found: Survey) -> dict[str, Any]:
-    return {
-        "mean": found.mean.tolist(),
-        "deviation": found.deviation.tolist(),
-        "dtype": str(found.dtype).removeprefix("torch."),
-    }
-
-
-def _probe_answer(target: Target, plan: Plan, mean: Tensor, deviation: Tensor, device: torch.device) -> Tensor:
-    with torch.no_grad():
-        images = checkpoint.probe_images(plan.image_shape, mean, deviation)
-        return target.log_probabilities(images.to(device)).cpu()
 
 
 def _warn_of_doubt(report: FitReport) -> None:

@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test lint photos clean
+.PHONY: help quickstart test test-robust lint photos clean
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.x" if sys.version_info < (3, 10) else 0)'
@@ -20,6 +20,9 @@ quickstart: $(VENV)/.installed  ## fit on real handwritten digits, print the com
 
 test: $(VENV)/.installed lint  ## style, types and tests
 	$(BIN)/python -m pytest
+
+test-robust: $(VENV)/.installed  ## the tests of robustness with their full counts: about an hour
+	$(BIN)/python -m pytest tests/robustness --counts full -s
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

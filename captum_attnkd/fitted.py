@@ -16,7 +16,7 @@ from .images import FLOATING, Survey
 from .objectives import Pixels
 from .plan import Plan
 from .report import FitReport
-from .surrogate import Surrogate
+from .surrogate import Query, Surrogate
 from .target import OutputKind, Target, lent, own_randomness
 
 
@@ -152,10 +152,21 @@ class SavedFit:
         if check_target:
             checkpoint.check_answer(answer, self.probe, where, target.name)
         target.classes = plan.classes
-        with lent(backbone):  # at last: its weights are overwritten
-            checkpoint.load_weights(surrogate, self.weights, where)
+        with lent(backbone):
             surrogate = surrogate.to(place).eval().requires_grad_(False)
+            if place == (target.device or place) and place.type != "meta":
+                self._try(surrogate, checkpoint.probe_images(plan.image_shape, mean, deviation).to(place), target)
+            checkpoint.load_weights(surrogate, self.weights, where)  # at last: those of a backbone are overwritten
         return Fitted(surrogate, plan, self.statistics, self.probe, self.report)
+
+    def _try(self, surrogate: Surrogate, images: Tensor, target: Target) -> None:
+        """One pass, so that what the file tells of levels and layers is found to fit now, and not when maps are asked for."""
+        try:
+            with torch.no_grad():
+                seen, _ = surrogate.student(images)
+                surrogate.explain(images, seen, Query(torch.zeros(2, 1, dtype=torch.int64, device=images.device)))
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            raise CheckpointError(f"{self.where} does not fit this {target.name}: {error}") from error
 
 
 def statistics_of(found: Survey) -> dict[str, Any]:

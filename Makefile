@@ -21,7 +21,7 @@ quickstart: $(VENV)/.installed  ## fit on real handwritten digits, print the com
 test: $(VENV)/.installed lint  ## style, types and tests
 	$(BIN)/python -m pytest
 
-test-robust: $(VENV)/.installed  ## the tests of robustness with their full counts: about an hour
+test-robust: $(VENV)/.installed  ## the tests of robustness with their full counts: long
 	$(BIN)/python -m pytest tests/robustness --counts full -s
 
 lint: $(VENV)/.installed

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test lint format docs wheel photos clean
+.PHONY: help quickstart test test-robust lint format docs wheel photos clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,6 +20,9 @@ quickstart: $(VENV)/.installed  ## fit on handwritten digits, compare, draw the 
 
 test: $(VENV)/.installed lint  ## style, types, imports and tests
 	$(BIN)/python -m pytest
+
+test-robust: $(VENV)/.installed  ## the tests of robustness with their full counts: long
+	$(BIN)/python -m pytest tests/robustness --counts full -s
 
 lint: $(VENV)/.installed  ## style, types, and that imports run one way
 	$(BIN)/ruff check .

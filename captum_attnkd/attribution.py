@@ -6,7 +6,6 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -17,7 +16,9 @@ from torch import Tensor, nn
 
 from .agreement import Agreement
 from .allocator import kept_buffers
+from .checkpoint import place_of
 from .classes import ClassesLike, class_of_each, classes_of_each
+from .devices import device_of
 from .errors import InputError, NotFittedError, TargetError
 from .explanation import Mask
 from .export import export
@@ -31,7 +32,7 @@ from .refinement import refined
 from .report import FitReport
 from .student import StudentOutput
 from .surrogate import Query, Surrogate
-from .target import OutputKind, Target, left_as_found, own_randomness
+from .target import OutputKind, Target, left_as_found, lent, own_randomness
 from .trust import Trust, TrustWarning, trust_in
 
 Self = TypeVar("Self", bound="AttentiveKDAttribution")
@@ -82,11 +83,17 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         warn_below: float | None = None,
     ) -> None:
         super().__init__(forward_func)
-        if student not in ("auto", "grafted", "compact"):
+        if not isinstance(student, str) or student not in ("auto", "grafted", "compact"):
             raise InputError(f"student must be 'auto', 'grafted' or 'compact', got {student!r}")
         if warn_below is not None and not (isinstance(warn_below, (int, float)) and 0 < warn_below <= 1):
             raise InputError(f"warn_below must be a trust score, above 0 and at most 1, got {warn_below!r}")
         self.warn_below = warn_below
+        if levels is not None and not (
+            isinstance(levels, (list, tuple)) and levels and all(isinstance(name, str) for name in levels)
+        ):
+            raise InputError(f"levels must be a list of module names, got {levels!r}")
+        if backbone is not None and not isinstance(backbone, (str, nn.Module)):
+            raise InputError(f"backbone must be a torchvision model's name or a module, got {type(backbone).__name__}")
         self._target = Target(forward_func, output, max_images_per_second)
         self._student_kind, self._level_names, self._backbone = student, levels, backbone
         self._fitted: Fitted | None = None
@@ -167,15 +174,21 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         settings = FitSettings(
             distil_steps, explain_steps, batch_size, learning_rate, patience, seed=seed, precision=precision
         )
-        target = self._target.fresh()
-        with left_as_found(self.forward_func), own_randomness(seed), kept_buffers(target.on_cpu):
+        target, own = self._target.fresh(), self._backbone if isinstance(self._backbone, nn.Module) else None
+        state = None if resume_from is None else place_of(resume_from)
+        with (
+            left_as_found(self.forward_func),
+            lent(own),
+            own_randomness(seed),
+            kept_buffers(target.on_cpu),
+        ):
             target.check_mode()
             found = survey(loader, image_key, val_loader)
             device = target.device or found.held_out.device
             examples = example_batch(found.held_out.to(device, found.dtype))
             target.dtype = found.dtype
             differentiable = target.examine(examples)
-            classes = target.raw(examples).shape[1]
+            target.classes = classes = target.raw(examples).shape[1]
             plan = make_plan(
                 target,
                 examples,
@@ -185,17 +198,18 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 self._backbone,
                 differentiable,
             )
-            surrogate = plan.build(target, self._backbone if isinstance(self._backbone, nn.Module) else None)
+            surrogate = plan.build(target, own)
             probe = probe_answer(target, plan, found.mean, found.deviation, device)
             fit = Fit(
                 surrogate, target, plan, found, loader, differentiable, settings,
                 fingerprint=_digest(probe), image_key=image_key, accelerator=accelerator, progress=progress,
-                state=None if resume_from is None else Path(resume_from),
+                state=state,
             )  # fmt: skip
             report = fit.run()
+            surrogate.eval().requires_grad_(False)
         _warn_of_doubt(report)
         self._target = target
-        self._fitted = Fitted(surrogate.eval().requires_grad_(False), plan, statistics_of(found), probe, report)
+        self._fitted = Fitted(surrogate, plan, statistics_of(found), probe, report)
         return self
 
     # -- explaining --------------------------------------------------------------------------------------------------
@@ -253,7 +267,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             asked = self._asked(inputs, target, versus, additional_forward_args)
             if self.warn_below is not None:
                 _warn_of_distrust(self._trust(asked), self.warn_below)
-            return asked.mask.saliency((asked.images.shape[-2], asked.images.shape[-1]))
+            return _shown(asked.mask, asked.images)
 
     def saliency_all(
         self,
@@ -272,7 +286,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         wanted = classes_of_each(targets, len(images), self.classes).to(images.device)
         with torch.no_grad():
             seen, _ = self._see(surrogate, images, _extra(additional_forward_args))
-            return surrogate.explain(images, seen, Query(wanted)).saliency((images.shape[-2], images.shape[-1]))
+            return _shown(surrogate.explain(images, seen, Query(wanted)), images)
 
     def agreement(self, inputs: Tensor, additional_forward_args: Any = None) -> Agreement:
         """How far surrogate and model differ on each image: where they do, distrust the map. Asks the model once."""
@@ -330,7 +344,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             mask = refined(
                 asked.mask, asked.images, asked.query, self._judge(asked.extra, times=2), fitted.pixels, steps
             )
-        return mask.saliency((asked.images.shape[-2], asked.images.shape[-1]))
+        return _shown(mask, asked.images)
 
     def look(self, inputs: Tensor, target: ClassesLike = None, additional_forward_args: Any = None) -> Look:
         """What the levels attend to and say of a class, and the model's probabilities: what figures are drawn from.
@@ -377,8 +391,12 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
     # -- moving and keeping ------------------------------------------------------------------------------------------
 
     def to(self: Self, device: str | torch.device) -> Self:
-        """Move the surrogate. The model is yours: move it yourself."""
-        self.surrogate.to(device)
+        """Move the surrogate. The model is yours: move it yourself.
+
+        Raises:
+            InputError: there is no such device here.
+        """
+        self.surrogate.to(device_of(device))
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -435,6 +453,8 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         """
         saved = SavedFit.read(path)
         plan = saved.plan
+        if backbone is not None and not isinstance(backbone, nn.Module):
+            raise InputError(f"backbone must be the module that was fitted with, got {type(backbone).__name__}")
         if plan.backbone == "custom" and backbone is None:
             raise InputError(
                 f"{saved.where} was fitted with a backbone of yours; pass the same network: load(..., backbone=...)"
@@ -519,6 +539,17 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
     def _answer(self, known: Tensor | None, images: Tensor, extra: tuple[Any, ...]) -> Tensor:
         """The model's log-probabilities (B, K): at hand from a grafted pass, else asked for."""
         return self._target.log_probabilities(images, *extra) if known is None else known
+
+
+def _shown(mask: Mask, images: Tensor) -> Tensor:
+    """Saliency masks (B, Q, H, W) at the images' size."""
+    masks = mask.saliency((images.shape[-2], images.shape[-1]))
+    if not bool(torch.isfinite(masks).all()):
+        raise InputError(
+            f"the networks overflow on images with values up to {float(images.abs().max()):.3g}; "
+            "give them as the model takes them"
+        )
+    return masks
 
 
 def _unpacked(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, bool]:

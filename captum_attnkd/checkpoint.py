@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -17,12 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ._version import __version__
-from .errors import CheckpointError
+from .errors import CheckpointError, InputError
 from .plan import Plan
 from .target import Target
 
 FORMAT_VERSION = 1
 _KEY = "captum_attnkd"
+_DRAFT = ".part"
 
 
 def write(path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -37,7 +39,7 @@ def write(path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor]
     Raises:
         OSError: the folder cannot be written, or the disk is full; the old file is left as it was.
     """
-    place = Path(path)
+    place = place_of(path)
     if not place.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {place.parent}")
     described = {"kind": kind, "format": FORMAT_VERSION, "version": __version__, **about}
@@ -52,8 +54,15 @@ def write(path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor]
 
 @contextlib.contextmanager
 def replacing(place: Path) -> Iterator[Path]:
-    """A draft to write to, which takes the place of the file at the end; after an error the file is as it was."""
-    handle, draft = tempfile.mkstemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent)
+    """A draft to write to, which takes the place of the file at the end; after an error the file is as it was.
+
+    Raises:
+        OSError: it cannot be written, or the name is that of a device, a pipe or a folder, which a file must not replace.
+    """
+    place = Path(os.path.realpath(place))  # a link stays a link; what it points to is replaced
+    if place.is_symlink() or (place.exists() and not place.is_file()):  # a link still is one that leads nowhere
+        raise OSError(f"{place} is there already and is not a file")
+    handle, draft = tempfile.mkstemp(prefix=_draft_prefix(place), suffix=_DRAFT, dir=place.parent)
     os.close(handle)
     try:
         yield Path(draft)
@@ -67,6 +76,20 @@ def replacing(place: Path) -> Iterator[Path]:
         raise
 
 
+def clear_drafts(place: Path) -> None:
+    """Remove what writers of a file left that were killed; for files that only one process at a time writes."""
+    place = Path(os.path.realpath(place))
+    for draft in place.parent.glob(f"{glob.escape(_draft_prefix(place))}{'?' * 8}{_DRAFT}"):
+        with contextlib.suppress(OSError):
+            draft.unlink()
+
+
+def _draft_prefix(place: Path) -> str:
+    """How drafts of a file are called; a name may have 255 bytes, and a draft's is longer."""
+    name = os.fsencode(place.name)
+    return f".{place.name if len(name) < 240 else hashlib.blake2b(name, digest_size=16).hexdigest()}."
+
+
 def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write` wrote.
 
@@ -74,13 +97,14 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], di
         FileNotFoundError: there is no such file.
         CheckpointError: it is damaged, foreign, of another kind, or written by a newer version.
     """
-    place = Path(path)
+    place = place_of(path)
     if not place.is_file():
         raise FileNotFoundError(f"there is no file {place}")
     try:
         with safe_open(place, framework="pt", device="cpu") as opened:
             header = (opened.metadata() or {}).get(_KEY)
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+            # Copied: what is read is a map of the file, and would follow what is later done to it.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - not a mapping
     except (
         SafetensorError,
         OSError,
@@ -96,8 +120,9 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], di
         raise CheckpointError(f"{place} is a safetensors file, but not one of captum_attnkd")
     try:
         about = json.loads(header)
-        found, version = about["kind"], int(about["format"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        found, version, written = about["kind"], int(about["format"]), about.pop("digest", None)
+        digest = _digest(about, tensors)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{place}: its metadata cannot be read: {error}") from error
     if version > FORMAT_VERSION:
         raise CheckpointError(
@@ -106,7 +131,7 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], di
         )
     if found != kind:
         raise CheckpointError(f"{place} holds a {found!r}, not a {kind!r}")
-    if about.pop("digest", None) != _digest(about, tensors):
+    if written != digest:
         raise CheckpointError(f"{place} is damaged: its content is not what was written")
     return tensors, about
 
@@ -118,8 +143,24 @@ def _digest(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(errors="replace"))
         if tensor.numel():
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def place_of(path: Any) -> Path:
+    """The path as one.
+
+    Raises:
+        InputError: it is none, or no file can have such a name.
+    """
+    try:
+        place = Path(path)
+        os.fsencode(place)  # a lone surrogate cannot be written
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a path must be a str or os.PathLike, got {path!r}: {error}") from error
+    if "\0" in str(place):
+        raise InputError(f"a path cannot hold a null byte: {path!r}")
+    return place
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -127,6 +168,16 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -
 
     Raises:
         CheckpointError: naming the first that does not; the module is then unchanged.
+    """
+    check_weights(module, tensors, where)
+    module.load_state_dict(dict(tensors))
+
+
+def check_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse tensors that are not exactly a module's: every one must be there, fit, be finite, and none be left over.
+
+    Raises:
+        CheckpointError: naming the first that does not.
     """
     own = module.state_dict()
     for name, tensor in own.items():
@@ -142,10 +193,11 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -
     extra = sorted(set(tensors) - set(own))
     if extra:
         raise CheckpointError(f"{where}: the tensor {extra[0]!r} is not one of this surrogate's")
-    module.load_state_dict(dict(tensors))
 
 
-def check_sizes(plan: Plan, tensors: Mapping[str, Tensor], where: str) -> None:
+def check_fit(
+    plan: Plan, target: Target, backbone: nn.Module | None, tensors: Mapping[str, Tensor], where: str
+) -> None:
     """Refuse metadata that does not fit the tensors before any network of its sizes is built.
 
     Raises:
@@ -154,21 +206,14 @@ def check_sizes(plan: Plan, tensors: Mapping[str, Tensor], where: str) -> None:
     voices = tensors.get("student.voices")
     if voices is None or voices.ndim != 1 or not 1 <= len(voices) <= 64:
         raise CheckpointError(f"{where}: the tensor 'student.voices' is missing or out of shape")
-    for level in range(len(voices)):
-        mean, evidence = (
-            tensors.get(f"student.heads.{level}.mean"),
-            tensors.get(f"student.heads.{level}.evidence.weight"),
-        )
-        if mean is None or mean.ndim != 1:
-            raise CheckpointError(f"{where}: the statistics of level {level} are missing or out of shape")
-        if plan.levels and plan.levels[min(level, len(plan.levels) - 1)].channels != len(mean):
-            raise CheckpointError(f"{where}: level {level} has {len(mean)} channels, its metadata says otherwise")
-        if evidence is not None and evidence.shape != (plan.classes, len(mean)):
-            raise CheckpointError(
-                f"{where}: the evidence of level {level} is {tuple(evidence.shape)}, its metadata says otherwise"
-            )
     if plan.levels and len(plan.levels) != len(voices):
         raise CheckpointError(f"{where}: {len(voices)} levels of weights for {len(plan.levels)} levels of metadata")
+    try:
+        with torch.device("meta"):  # sizes without memory
+            outline = plan.build(target, backbone)
+    except Exception:  # what cannot be outlined (some of torchvision's networks) must be built to be compared
+        return
+    check_weights(outline, tensors, where)
 
 
 def check_answer(answer: Tensor, probe: Tensor, where: str, name: str) -> None:

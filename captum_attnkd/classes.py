@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -10,8 +11,13 @@ import torch
 from torch import Tensor
 
 from .errors import ClassCountError, InputError
+from .images import has_values
 
 ClassesLike: TypeAlias = "int | tuple[int] | list[int] | list[tuple[int]] | np.ndarray[Any, Any] | Tensor | None"
+
+_WHOLE = (
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
 
 
 def class_of_each(given: ClassesLike, count: int, classes: int, name: str = "target") -> Tensor | None:
@@ -31,9 +37,14 @@ def class_of_each(given: ClassesLike, count: int, classes: int, name: str = "tar
     if given is None:
         return None
     if isinstance(given, np.ndarray):
-        given = torch.as_tensor(given)
+        try:
+            given = torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{name} must hold class indices, got an array of {given.dtype}") from error
     if isinstance(given, Tensor):
-        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        if not has_values(given):
+            raise InputError(f"{name} must be a plain tensor: not sparse, nested or on the meta device")
+        if given.dtype not in _WHOLE:
             raise InputError(f"{name} must hold class indices, got a tensor of {given.dtype}")
         if given.numel() != 1 and given.ndim != 1:
             raise InputError(f"{name} must be a tensor of shape (B,), got {tuple(given.shape)}")
@@ -54,9 +65,11 @@ def classes_of_each(given: Sequence[int] | Tensor | None, count: int, classes: i
         return torch.arange(classes).expand(count, -1)
     try:
         wanted = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError, RecursionError) as error:
         raise InputError(f"targets must be class indices (Q,) or (B, Q): {error}") from error
-    if wanted.is_floating_point() or wanted.dtype == torch.bool or wanted.ndim not in (1, 2) or wanted.numel() == 0:
+    if not has_values(wanted):
+        raise InputError("targets must be a plain tensor: not sparse, nested or on the meta device")
+    if wanted.dtype not in _WHOLE or wanted.ndim not in (1, 2) or wanted.numel() == 0:
         raise InputError(
             f"targets must be class indices (Q,) or (B, Q), got {wanted.dtype} of shape {tuple(wanted.shape)}"
         )
@@ -71,11 +84,12 @@ def _index(entry: Any, name: str) -> int:
         if len(entry) != 1:
             raise InputError(f"{name}: the model has one axis of classes, so a tuple must hold one index, got {entry}")
         entry = entry[0]
-    if isinstance(entry, Tensor) and entry.numel() == 1 and not entry.is_floating_point() and entry.dtype != torch.bool:
-        entry = int(entry)
-    if isinstance(entry, bool) or not hasattr(entry, "__index__") or isinstance(entry, Tensor):
-        raise InputError(f"{name} must be class indices, got {entry!r}")
-    return int(entry.__index__())
+    try:
+        if isinstance(entry, bool) or (isinstance(entry, Tensor) and entry.dtype not in _WHOLE):
+            raise TypeError("not a whole number")
+        return operator.index(entry)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} must be class indices, got {entry!r}") from error
 
 
 def _spread(listed: list[int], count: int, classes: int, name: str, for_all: bool) -> Tensor:

@@ -13,7 +13,21 @@ from .errors import InputError
 from .target import Target
 
 
-def make_accelerator(target: Target, precision: str) -> tuple[Any, Callable[[], None]]:
+def device_of(given: Any) -> torch.device:
+    """The device meant.
+
+    Raises:
+        InputError: it is none, or not one that can be used here.
+    """
+    try:
+        device = torch.device(given)
+        torch.empty(0, device=device)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # what torch says of a missing driver varies
+        raise InputError(f"device {given!r} cannot be used here: {error}") from error
+    return device
+
+
+def make_accelerator(target: Target, precision: str, given: Any = None) -> tuple[Any, Callable[[], None]]:
     """An Accelerate accelerator on the target's device, in the precision asked for, and what lets go of it.
 
     Accelerate keeps one state a process: left behind, it would bind later fits, and the user's own accelerator, to this
@@ -25,6 +39,10 @@ def make_accelerator(target: Target, precision: str) -> tuple[Any, Callable[[], 
     from accelerate import Accelerator  # slow to import, needed only to fit
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
+    if given is not None:
+        if not isinstance(given, Accelerator):
+            raise InputError(f"accelerator must be an accelerate.Accelerator, got {type(given).__name__}")
+        return given, lambda: None
     device = target.device
     on_cpu = device is None or device.type == "cpu"
     if AcceleratorState._shared_state or PartialState._shared_state:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint
-from .errors import CheckpointError, TargetError
-from .images import Survey
+from .devices import device_of
+from .errors import AttnKDError, CheckpointError, TargetError
+from .images import FLOATING, Survey
 from .objectives import Pixels
 from .plan import Plan
 from .report import FitReport
-from .surrogate import Surrogate
-from .target import OutputKind, Target, own_randomness
+from .surrogate import Query, Surrogate
+from .target import OutputKind, Target, lent, own_randomness
 
 
 @dataclass(frozen=True)
@@ -88,19 +89,19 @@ class SavedFit:
         tensors, about = checkpoint.read(path, "surrogate")
         where = str(path)
         try:
-            plan = Plan.from_dict(about["plan"])
-            output, data = about["output"], about["data"]
+            plan, output, data = Plan.from_dict(about["plan"]), about["output"], about["data"]
             statistics: dict[str, Any] = {key: [float(value) for value in data[key]] for key in ("mean", "deviation")}
-            statistics["dtype"] = str(data["dtype"])
-            dtype = getattr(torch, statistics["dtype"])
-            report = None if about["report"] is None else FitReport(**about["report"])
-            probe = tensors.pop("probe")
-            if output not in ("logits", "probabilities") or not isinstance(dtype, torch.dtype):
-                raise ValueError("unknown kind of output or images")
-            if any(len(statistics[key]) != plan.image_shape[0] for key in ("mean", "deviation")):
+            pixels = [torch.tensor(values) for values in statistics.values()]
+            if any(len(one) != plan.image_shape[0] or not bool(torch.isfinite(one).all()) for one in pixels):
                 raise ValueError("statistics do not fit the images")
+            statistics["dtype"] = data["dtype"]
+            dtype = {str(kind).removeprefix("torch."): kind for kind in FLOATING}[data["dtype"]]
+            report = None if about["report"] is None else FitReport.from_dict(about["report"])
+            probe = tensors.pop("probe")
+            if output not in ("logits", "probabilities"):
+                raise ValueError("unknown kind of output")
             expected = about["architecture"]
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
             raise CheckpointError(
                 f"{where}: its metadata is not complete or not sound: {type(error).__name__}: {error}"
             ) from error
@@ -120,6 +121,7 @@ class SavedFit:
 
         Raises:
             CheckpointError: the file belongs to another model.
+            InputError: there is no such device here.
         """
         plan, where = self.plan, self.where
         if check_target and plan.student == "grafted" and checkpoint.architecture(target) != self.architecture:
@@ -127,24 +129,44 @@ class SavedFit:
                 f"{where} was fitted to a {self.target} of another architecture than this {target.name}; "
                 "load it on its own model (check_target=False to insist)"
             )
-        checkpoint.check_sizes(plan, self.weights, where)
+        place = device_of(device) if device is not None else (target.device or torch.device("cpu"))
+        checkpoint.check_fit(plan, target, backbone, self.weights, where)
         try:
             with own_randomness(0):
                 surrogate = plan.build(target, backbone)
         except (TargetError, RuntimeError, ValueError, IndexError, AssertionError) as error:
             raise CheckpointError(f"{where} does not fit this {target.name}: {error}") from error
-        checkpoint.load_weights(surrogate, self.weights, where)
-        place = torch.device(device) if device is not None else (target.device or torch.device("cpu"))
         mean, deviation = (torch.tensor(self.statistics[key]) for key in ("mean", "deviation"))
-        answer = probe_answer(target, plan, mean, deviation, target.device or place)
+        try:
+            answer = probe_answer(target, plan, mean, deviation, target.device or place)
+        except AttnKDError:
+            raise
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{where} is for images {plan.image_shape}, on which this {target.name} fails: {error}"
+            ) from error
         if answer.shape[1] != plan.classes:  # not even to insist on
             raise CheckpointError(
                 f"{where} is for {plan.classes} classes, this {target.name} answers with {answer.shape[1]}"
             )
         if check_target:
             checkpoint.check_answer(answer, self.probe, where, target.name)
-        surrogate = surrogate.to(place).eval().requires_grad_(False)
+        target.classes = plan.classes
+        with lent(backbone):
+            surrogate = surrogate.to(place).eval().requires_grad_(False)
+            if place == (target.device or place) and place.type != "meta":
+                self._try(surrogate, checkpoint.probe_images(plan.image_shape, mean, deviation).to(place), target)
+            checkpoint.load_weights(surrogate, self.weights, where)  # at last: those of a backbone are overwritten
         return Fitted(surrogate, plan, self.statistics, self.probe, self.report)
+
+    def _try(self, surrogate: Surrogate, images: Tensor, target: Target) -> None:
+        """One pass, so that what the file tells of levels and layers is found to fit now, and not when maps are asked for."""
+        try:
+            with torch.no_grad():
+                seen, _ = surrogate.student(images)
+                surrogate.explain(images, seen, Query(torch.zeros(2, 1, dtype=torch.int64, device=images.device)))
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            raise CheckpointError(f"{self.where} does not fit this {target.name}: {error}") from error
 
 
 def statistics_of(found: Survey) -> dict[str, Any]:

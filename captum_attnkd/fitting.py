@@ -56,15 +56,14 @@ class FitSettings:
             value = getattr(self, name)
             if name == "distil_steps" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < (0 if name.endswith("steps") else 1):
-                raise InputError(
-                    f"{name} must be a whole number, at least {0 if name.endswith('steps') else 1}, got {value!r}"
-                )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise InputError(f"seed must be a whole number, got {self.seed!r}")
+            least = 0 if name.endswith("steps") else 1
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+                raise InputError(f"{name} must be a whole number from {least} to {2**31 - 1}, got {value!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
+            raise InputError(f"seed must be a whole number of 64 bits, got {self.seed!r}")
         if not (isinstance(self.learning_rate, (int, float)) and 0 < self.learning_rate < 1):
             raise InputError(f"learning_rate must lie between 0 and 1, got {self.learning_rate!r}")
-        if self.precision not in ("auto", "fp32", "bf16"):
+        if not isinstance(self.precision, str) or self.precision not in ("auto", "fp32", "bf16"):
             raise InputError(f"precision must be 'auto', 'fp32' or 'bf16', got {self.precision!r}")
 
     def stage(self, stage: int, plan: Plan) -> tuple[int, int]:
@@ -92,6 +91,22 @@ class _Progress:
     steps_done: tuple[int, int] = (0, 0)
     finished: bool = False
     mirror: bool | None = None  # whether images are mirrored in fitting; not yet known
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> _Progress:
+        """What a state file tells; wrong fields, types or numbers raise TypeError, ValueError, KeyError or OverflowError."""
+        at = cls(**data)
+        at.best = math.inf if at.best is None else float(at.best)
+        first, second = at.steps_done
+        at.steps_done = (first, second)
+        counts = (at.stage, at.step, at.passes, at.batches, at.waited, at.queries, *at.steps_done)
+        if any(type(count) is not int or not 0 <= count < 2**63 for count in counts) or at.stage > 2:
+            raise ValueError(f"counts out of range: {counts}")
+        if math.isnan(at.best) or not 0 <= float(at.seconds) < math.inf:
+            raise ValueError(f"score {at.best} or seconds {at.seconds} out of range")
+        if type(at.finished) is not bool or at.mirror not in (None, False, True) or at.finished != (at.stage == 2):
+            raise ValueError("whether it is finished cannot be")
+        return at
 
 
 class Fit:
@@ -136,8 +151,7 @@ class Fit:
         self.differentiable, self.settings, self.image_key = differentiable, settings, image_key
         self.state, self.progress_bar = (None if state is None else Path(state)), progress
         self._release: Callable[[], None] = lambda: None
-        if accelerator is None:
-            accelerator, self._release = make_accelerator(target, settings.precision)
+        accelerator, self._release = make_accelerator(target, settings.precision, accelerator)
         self.accelerator = accelerator
         self.device: torch.device = self.accelerator.device
         self.fast = fast_context(self.device, settings.precision)
@@ -316,7 +330,11 @@ class Fit:
         checkpoint.write(self.state, "fit", tensors, {"at": at, "fit": self._fingerprint()})
 
     def _resume(self) -> None:
-        if self.state is None or not self.state.exists():
+        if self.state is None:
+            return
+        if self.accelerator.is_main_process:
+            checkpoint.clear_drafts(self.state)
+        if not self.state.exists():
             return
         tensors, about = checkpoint.read(self.state, "fit")
         if about.get("fit") != self._fingerprint():
@@ -325,18 +343,26 @@ class Fit:
                 "delete it to begin anew, or name another file"
             )
         try:
-            at = dict(about["at"])
-            at["best"] = math.inf if at["best"] is None else float(at["best"])
-            at["steps_done"] = tuple(at["steps_done"])
-            self.at = _Progress(**at)
-        except (KeyError, TypeError, ValueError) as error:
+            at = _Progress.from_dict(about["at"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{self.state}: its progress cannot be read: {error}") from error
+        where, taught = str(self.state), self._taught(at.stage)
         groups: dict[str, dict[str, Tensor]] = {"surrogate": {}, "best": {}, "optimiser": {}}
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
             groups.setdefault(group, {})[rest] = tensor
-        checkpoint.load_weights(self.surrogate, groups["surrogate"], str(self.state))
-        self._best, self._optimiser_state = groups["best"], groups["optimiser"]
+        if taught is not None and at.step > self.settings.stage(at.stage, self.plan)[0]:
+            raise CheckpointError(f"{where}: its progress cannot be read: step {at.step} is past the last")
+        if groups["best"] and taught is not None:
+            checkpoint.check_weights(taught, groups["best"], where)
+        if groups["optimiser"] and (taught is None or not _fits(groups["optimiser"], taught)):
+            raise CheckpointError(f"{where}: the optimiser's state does not fit the networks")
+        checkpoint.load_weights(self.surrogate, groups["surrogate"], where)
+        self.at, self._best, self._optimiser_state = at, groups["best"], groups["optimiser"]
+
+    def _taught(self, stage: int) -> nn.Module | None:
+        """What a stage teaches; None after the last."""
+        return (self.surrogate.student, self.surrogate.explanation, None)[stage]
 
     def _restore(self, optimiser: torch.optim.Optimizer) -> None:
         if not self._optimiser_state:
@@ -347,6 +373,16 @@ class Fit:
             values.setdefault(int(index), {})[key] = tensor
         optimiser.load_state_dict({"state": values, "param_groups": optimiser.state_dict()["param_groups"]})
         self._optimiser_state = {}
+
+
+def _fits(state: dict[str, Tensor], taught: nn.Module) -> bool:
+    """Whether tensors named index.key are Adam's, finite, and of the shapes of a module's parameters."""
+    parameters = [p for p in taught.parameters() if p.requires_grad]
+    wanted = {f"{index}.{key}": p.shape for index, p in enumerate(parameters) for key in ("exp_avg", "exp_avg_sq")}
+    wanted |= {f"{index}.step": torch.Size() for index in range(len(parameters))}
+    return all(
+        wanted.get(name) == one.shape and bool(torch.isfinite(one).all()) for name, one in state.items()
+    ) and all(f"{name.partition('.')[0]}.{key}" in state for name in state for key in ("exp_avg", "exp_avg_sq", "step"))
 
 
 def learning_rate(step: int, steps: int, highest: float) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .errors import AttnKDError, InputError, LoaderError
 
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.1, 256
 
 
@@ -127,9 +128,11 @@ def checked_batches(loader: Iterable[Any], image_key: Any = None, name: str = "l
     shape: tuple[int, ...] | None = None
     try:
         batches = iter(loader)
-    except TypeError as error:
+    except AttnKDError:
+        raise
+    except Exception as error:
         raise LoaderError(
-            f"{name} must be a DataLoader or another iterable of batches, got {type(loader).__name__}"
+            f"{name} must be a DataLoader or another iterable of batches, got {type(loader).__name__}: {error}"
         ) from error
     number = 0
     while True:
@@ -141,7 +144,14 @@ def checked_batches(loader: Iterable[Any], image_key: Any = None, name: str = "l
             raise
         except Exception as error:
             raise LoaderError(f"{name} failed at batch {number}: {type(error).__name__}: {error}") from error
-        images = images_of(batch, image_key, f"{name}, batch {number}")
+        try:
+            images = images_of(batch, image_key, f"{name}, batch {number}")
+        except AttnKDError:
+            raise
+        except Exception as error:  # a mapping of the user's own making, say, or a key that cannot be one
+            raise LoaderError(
+                f"{name}, batch {number}: images cannot be taken out: {type(error).__name__}: {error}"
+            ) from error
         if shape is not None and tuple(images.shape[1:]) != shape:
             raise LoaderError(
                 f"{name}, batch {number}: images of shape {tuple(images.shape[1:])} after {shape}; all must have one shape"
@@ -180,15 +190,22 @@ def checked_images(images: Any, channels: int | None = None) -> Tensor:
     """
     if not isinstance(images, Tensor):
         raise InputError(f"images must be a tensor (B, C, H, W), got {type(images).__name__}")
+    if not has_values(images):
+        raise InputError("images must be a plain tensor: not sparse, nested or on the meta device")
     if images.ndim != 4 or 0 in images.shape:
         raise InputError(f"images must have the shape (B, C, H, W), none of them zero, got {tuple(images.shape)}")
-    if not images.is_floating_point():
+    if images.dtype not in FLOATING:
         raise InputError(f"images must be floating point, as the model takes them, got {images.dtype}")
     if channels is not None and images.shape[1] != channels:
         raise InputError(f"the surrogate was fitted on images of {channels} channels, got {images.shape[1]}")
-    if not bool(torch.isfinite(images).all()):
-        raise InputError("images hold NaN or infinite values")
+    if not bool(torch.isfinite(images.float()).all()):
+        raise InputError("images hold NaN or infinite values" + " (as float32)" * (images.dtype == torch.float64))
     return images
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor's entries can be read as those of an array: not sparse, nested or without memory."""
+    return not (tensor.is_nested or tensor.is_meta) and tensor.layout == torch.strided
 
 
 def content_hashes(images: Tensor) -> list[int]:

@@ -103,16 +103,29 @@ class Tapped:
 @contextlib.contextmanager
 def watched(modules: Iterable[nn.Module], look: Callable[[nn.Module, Any], None]) -> Iterator[None]:
     """Call `look(module, output)` whenever one of `modules` has run in this thread; no hook outlives the block."""
-    owner = threading.get_ident()
+    owner, watching = threading.get_ident(), list(dict.fromkeys(modules))
 
     def hook(module: nn.Module, _: Any, output: Any) -> None:
         if threading.get_ident() == owner:
             look(module, output)
 
-    with _TAP_LOCK, contextlib.ExitStack() as hooks:
-        for module in dict.fromkeys(modules):
-            hooks.callback(module.register_forward_hook(hook).remove)
-        yield
+    with _TAP_LOCK:
+        interrupted: KeyboardInterrupt | None = None
+        try:
+            for module in watching:
+                module.register_forward_hook(hook)
+            yield
+        finally:
+            while True:  # Ctrl-C may come at any line; taken out by what they are, no hook is forgotten
+                try:
+                    for module in watching:
+                        for key in [key for key, found in list(module._forward_hooks.items()) if found is hook]:
+                            module._forward_hooks.pop(key, None)
+                    break
+                except KeyboardInterrupt as error:
+                    interrupted = error
+            if interrupted is not None:
+                raise interrupted
 
 
 def find_levels(

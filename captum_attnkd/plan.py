@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -17,6 +18,9 @@ from .surrogate import Surrogate
 from .target import Target
 
 StudentKind = Literal["auto", "grafted", "compact"]
+
+# Values an image may have, half a GiB of them: no file can ask for more, and what can be fitted can be loaded.
+MOST_VALUES = 2**27
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,11 @@ class Plan:
         ):
             raise ValueError("unknown kind of student or level")
         if len(levels) > 64 or min(channels, height, width) < 1 or not 2 <= int(data["classes"]) <= 10**7:
+            raise ValueError("sizes out of range")
+        if channels * height * width > MOST_VALUES or any(
+            min(level.channels, *level.size) < 1 or max(level.size) > MOST_VALUES or level.call < 0 or level.prefix < 0
+            for level in levels
+        ):
             raise ValueError("sizes out of range")
         backbone = data["backbone"]
         if backbone is not None and not isinstance(backbone, str):
@@ -133,6 +142,8 @@ def make_plan(
         differentiable: whether gradients flow through the target.
     """
     shape = (images.shape[1], images.shape[2], images.shape[3])
+    if math.prod(shape) > MOST_VALUES:
+        raise InputError(f"images of {shape} are too large: an image may have {MOST_VALUES:,} values")
     if student == "auto":
         student = "grafted" if target.tappable and differentiable and backbone is None else "compact"
     if student == "compact":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 
@@ -49,6 +49,16 @@ class FitReport:
     seconds: float
     target_queries: int
     parameters: int
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> FitReport:
+        """The inverse of `as_dict`; wrong fields or types raise TypeError or ValueError."""
+        report = cls(**data)
+        kinds: dict[str, Any] = {"str": str, "bool": bool, "int": int, "float": (int, float)}
+        wrong = [one.name for one in fields(cls) if not isinstance(data[one.name], kinds[str(one.type)])]
+        if wrong:
+            raise ValueError(f"{wrong[0]} of the report is {data[wrong[0]]!r}")
+        return report
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

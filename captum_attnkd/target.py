@@ -40,7 +40,7 @@ class Target:
             raise InputError(
                 f"forward_func must be callable (a model or a function), got {type(forward_func).__name__}"
             )
-        if output not in ("auto", "logits", "probabilities"):
+        if not isinstance(output, str) or output not in ("auto", "logits", "probabilities"):
             raise InputError(f"output must be 'auto', 'logits' or 'probabilities', got {output!r}")
         if max_images_per_second is not None and not (
             isinstance(max_images_per_second, (int, float)) and max_images_per_second > 0
@@ -50,19 +50,20 @@ class Target:
         self.output: OutputKind = output
         self._told: OutputKind = output
         self.queries = 0  # images answered so far
+        self.classes: int | None = None  # K, once it is known
         self.dtype: torch.dtype | None = None  # what the model is fed; None: whatever the images come in
         self.contiguous_only = False
         self._rate = max_images_per_second
         self._next_free = 0.0
-        self._rate_lock = threading.Lock()
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over: all but the lock."""
-        return {name: value for name, value in vars(self).items() if name != "_rate_lock"}
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy waits for its own turn."""
-        vars(self).update(state, _rate_lock=threading.Lock())
+        vars(self).update(state, _lock=threading.Lock())
 
     @property
     def module(self) -> nn.Module | None:
@@ -141,12 +142,18 @@ class Target:
             with torch.autocast(images.device.type, enabled=False):
                 output = self.forward_func(images, *extra)
         if not torch.compiler.is_compiling():
-            self.queries += count
+            with self._lock:
+                self.queries += count
         return output
 
     def raw(self, images: Tensor, *extra: Any) -> Tensor:
-        """The model's own output for `images`, checked to be (B, K), K >= 2."""
-        return check_output(self.run(images, *extra), images.shape[0])
+        """The model's own output for `images`, checked to be (B, K), K >= 2, and K the same as ever."""
+        output = check_output(self.run(images, *extra), images.shape[0])
+        if self.classes is not None and output.shape[1] != self.classes:
+            raise TargetError(
+                f"the model ({self.name}) answered with {self.classes} classes before, and now with {output.shape[1]}"
+            )
+        return output
 
     def log_probabilities(self, images: Tensor, *extra: Any) -> Tensor:
         """Log-probabilities (B, K), float32, of `images` (B, C, H, W); differentiable where the model is.
@@ -159,15 +166,16 @@ class Target:
     def to_log_probabilities(self, scores: Tensor) -> Tensor:
         """Turn the model's own scores (B, K) into float32 log-probabilities, by the kind they are."""
         scores = scores.float()
-        # A graph that is exported or compiled cannot branch on values.
-        if not torch.compiler.is_compiling() and bool(torch.isnan(scores.detach()).any()):
-            raise TargetError(f"the model ({self.name}) returned NaN")
-        if self.output == "auto":
-            self.output = detect_output_kind(scores.detach())
-        if self.output == "probabilities":
+        kind = detect_output_kind(scores.detach()) if self.output == "auto" else self.output
+        if kind == "probabilities":
             # A probability of exactly 0 would give -inf and NaN gradients.
-            return torch.log(scores.clamp_min(1e-12)).log_softmax(dim=1)
-        return scores.log_softmax(dim=1)
+            scores = torch.log(scores.clamp_min(1e-12))
+        answer = scores.log_softmax(dim=1)
+        # Also where a score is infinite. A graph that is exported or compiled cannot branch on values.
+        if not torch.compiler.is_compiling() and bool(torch.isnan(answer.detach()).any()):
+            raise TargetError(f"the model ({self.name}) returned NaN or infinite scores")
+        self.output = kind
+        return answer
 
     def examine(self, images: Tensor) -> bool:
         """Ask about a few images twice: the answers must agree. Returns whether gradients reach the images.
@@ -186,8 +194,6 @@ class Target:
                 f"the model ({self.name}) fails on images {tuple(images.shape)} of {images.dtype}; the loader must give what "
                 f"the model takes: {error}"
             ) from error
-        if bool(torch.isnan(first).any()):  # the softmax of an infinite score
-            raise TargetError(f"the model ({self.name}) returned infinite scores")
         if not torch.allclose(first, again, atol=1e-3, rtol=1e-3):
             raise TargetError(
                 f"the model ({self.name}) gave two different answers to the same images (largest difference "
@@ -214,7 +220,7 @@ class Target:
     def _wait_for_turn(self, count: int) -> None:
         if self._rate is None or torch.compiler.is_compiling():
             return
-        with self._rate_lock:
+        with self._lock:
             now = time.monotonic()
             start = max(now, self._next_free)
             self._next_free = start + count / self._rate
@@ -272,8 +278,30 @@ def left_as_found(forward_func: Callable[..., Any]) -> Iterator[None]:
             parameter.grad = grad
         with torch.no_grad():
             for buffer, before in buffers:
-                if not torch.equal(buffer, before):
+                if not buffer.is_meta and not torch.equal(buffer, before):
                     buffer.copy_(before)
+
+
+@contextlib.contextmanager
+def lent(module: nn.Module | None) -> Iterator[None]:
+    """A network of the user's, to be trained inside; then its gradient flags, after an error all of it, are as before."""
+    if module is None:
+        yield
+        return
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in module.parameters()]
+    modes = [(part, part.training) for part in module.modules()]
+    before = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    try:
+        yield
+    except BaseException:
+        module.load_state_dict(before)
+        for part, training in modes:
+            part.training = training
+        raise
+    finally:
+        for parameter, requires_grad, grad in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
 
 
 @contextlib.contextmanager

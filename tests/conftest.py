@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +17,22 @@ from captum_attnkd import AttentiveKDAttribution
 pytest.register_assert_rewrite("toy_task")
 
 from toy_task import TinyNet, loader_of, nothing_changes, random_net, single_squares, trained_net  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--counts",
+        choices=("small", "full"),
+        default="small",
+        help="how often the tests of robustness repeat themselves",
+    )
+
+
+@pytest.fixture(scope="session")
+def counted(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """How often to repeat: seldom, or as often as `make test-robust` does."""
+    full = request.config.getoption("--counts") == "full"
+    return lambda small, many: many if full else small
 
 
 def _is_loopback(family: int, address: Any) -> bool:

@@ -159,6 +159,14 @@ def test_a_killed_process_is_gone_on_with_by_another(
     assert_same_weights(weights_of(resumed), weights_of(wanted))
 
 
+def test_drafts_of_a_killed_fit_are_cleared_away_and_those_of_others_are_not(model: TinyNet, tmp_path: Path) -> None:
+    left, others = tmp_path / ".state.abcdefgh.part", [".state.b.abcdefgh.part", ".stat.abcdefgh.part", "state.part"]
+    for path in (left, *(tmp_path / other for other in others)):
+        path.write_text("half a state")
+    fit(model, "grafted", shuffling(), tmp_path / "state", distil_steps=1, explain_steps=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "state"])
+
+
 # -- states that must not be gone on with ------------------------------------------------------------------------------
 
 

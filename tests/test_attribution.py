@@ -277,6 +277,12 @@ def test_a_second_fit_starts_anew(model: TinyNet) -> None:
 # -- for Quantus -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="session")
+def quantus() -> Any:
+    """Imported before a test's model is looked at: the import alone draws random numbers (rich, which it needs, does)."""
+    return pytest.importorskip("quantus", reason="the extra 'evaluation' is not installed")
+
+
 def quantus_call(held_out: HeldOut, model: TinyNet, attribution: AttentiveKDAttribution) -> dict[str, Any]:
     images, labels, places = (tensor[:5].numpy() for tensor in held_out)
     return {
@@ -286,9 +292,8 @@ def quantus_call(held_out: HeldOut, model: TinyNet, attribution: AttentiveKDAttr
 
 
 def test_quantus_localisation_metrics_run_with_our_explain_func(
-    model: TinyNet, fitted: AttentiveKDAttribution, held_out: HeldOut
+    quantus: Any, model: TinyNet, fitted: AttentiveKDAttribution, held_out: HeldOut
 ) -> None:
-    quantus = pytest.importorskip("quantus", reason="the extra 'evaluation' is not installed")
     call = quantus_call(held_out, model, fitted)
     quiet = {"disable_warnings": True, "normalise": False, "abs": False, "display_progressbar": False}
     hits = quantus.PointingGame(**quiet)(**call)
@@ -304,7 +309,6 @@ def test_quantus_localisation_metrics_run_with_our_explain_func(
 def test_quantus_pixel_flipping_runs_with_our_explain_func(
     session_model: TinyNet, fitted: AttentiveKDAttribution, held_out: HeldOut
 ) -> None:
-    quantus = pytest.importorskip("quantus", reason="the extra 'evaluation' is not installed")
     metric = quantus.PixelFlipping(
         features_in_step=144, perturb_baseline="mean", disable_warnings=True, return_auc_per_sample=False,
         normalise=False, abs=False, display_progressbar=False,

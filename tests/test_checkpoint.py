@@ -12,8 +12,8 @@ import pytest
 import safetensors
 import torch
 from safetensors.torch import save_file
-from toy_task import random_net
 from torch import Tensor, nn
+from toy_task import random_net
 
 from captum_attnkd import CheckpointError
 from captum_attnkd import checkpoint as files
@@ -138,7 +138,7 @@ def test_foreign_files_and_folders_are_refused(path: Path) -> None:
     for missing in (path.parent, path.parent / "none"):
         with pytest.raises(FileNotFoundError, match="no file"):
             files.read(missing, "k")
-    with pytest.raises(FileNotFoundError, match="no folder .*none"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*none"):
         files.write(path.parent / "none" / "file", "k", TENSORS, {})
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import importlib
 import os
 import random
 import shutil
@@ -30,6 +31,7 @@ MODULES = (
     "objectives",
     "student",
 )  # each with a test file of its own, and that alone is asked
+LOADED = ("accelerate", "captum.metrics", "captum.testing.helpers.basic_models", "pytest", "torchvision", "tqdm.auto")
 _SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.Mod: ast.Mult,
     ast.FloorDiv: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.And: ast.Or, ast.Or: ast.And,
@@ -231,17 +233,13 @@ def main() -> None:
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     sys.dont_write_bytecode = True
     try:
-        for name in (PACKAGE, "evaluation", "tests", "pyproject.toml"):
-            copied = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copied(
-                ROOT / name,
-                place / name,
-                **({"ignore": shutil.ignore_patterns("__pycache__")} if (ROOT / name).is_dir() else {}),
-            )
+        for name in (PACKAGE, "tests"):
+            shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", place)
         os.chdir(place)
         sys.path.insert(0, str(place))
-        import accelerate  # noqa: F401
-
+        for name in LOADED:
+            importlib.import_module(name)
         for module in asked.modules:
             measure(module, place, asked.sample, asked.seed)
     finally:

@@ -30,9 +30,12 @@ HARMLESS = {"importlib.metadata", "importlib.resources"}
 # Functions that do, called bare (`eval`) or of something (`torch.load`; but `model.eval()` is none).
 BARE = {"__import__", "compile", "eval", "exec"}
 OF = {
-    "torch": {"compile", "hub", "load", "package", "save"}, "jit": {"load"},
-    "np": {"load", "save", "savez"}, "numpy": {"load", "save", "savez"}, "pd": {"read_pickle"}, "os": {"popen", "system", "startfile", "fork"},
-}  # fmt: skip
+    "torch": {"compile", "hub", "load", "package", "save"},
+    "jit": {"load"},
+    "np": {"load", "save", "savez"},
+    "numpy": {"load", "save", "savez"},
+    "os": {"fork", "popen", "startfile", "system"},
+}
 ANY = {
     "download_and_extract_archive", "download_url", "import_module", "load_module", "load_state_dict_from_url",
     "read_pickle", "to_pickle", "urlopen", "urlretrieve",

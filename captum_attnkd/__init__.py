@@ -17,6 +17,7 @@ from .errors import (
     TargetError,
 )
 from .report import FitReport
+from .trust import Trust, TrustWarning
 
 __all__ = [
     "Agreement",
@@ -29,5 +30,7 @@ __all__ = [
     "LoaderError",
     "NotFittedError",
     "TargetError",
+    "Trust",
+    "TrustWarning",
     "__version__",
 ]

@@ -6,40 +6,43 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from captum._utils.common import ExpansionTypes, _expand_additional_forward_args
 from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from . import checkpoint
 from .agreement import Agreement
 from .allocator import kept_buffers
 from .classes import ClassesLike, class_of_each, classes_of_each
-from .errors import CheckpointError, InputError, NotFittedError, TargetError
+from .errors import InputError, NotFittedError, TargetError
+from .explanation import Mask
+from .export import export
+from .fitted import Fitted, SavedFit, probe_answer, statistics_of
 from .fitting import Fit, FitSettings
-from .images import Survey, checked_images, survey
+from .images import checked_images, survey
+from .objectives import Ask
 from .plan import Plan, StudentKind, example_batch, make_plan
+from .refinement import refined
 from .report import FitReport
 from .student import StudentOutput
 from .surrogate import Query, Surrogate
 from .target import OutputKind, Target, left_as_found, own_randomness
+from .trust import Trust, TrustWarning, trust_in
 
 Self = TypeVar("Self", bound="AttentiveKDAttribution")
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    """What a fit leaves, or a file brings: all of it, or nothing."""
-
-    surrogate: Surrogate
-    plan: Plan
-    statistics: dict[str, Any]  # of the training images: channel means and deviations, dtype
-    probe: Tensor  # the model's answer to two fixed images, log-probabilities (2, K)
-    report: FitReport | None
+class _Asked(NamedTuple):
+    images: Tensor
+    extra: tuple[Any, ...]
+    seen: StudentOutput
+    answer: Tensor | None
+    query: Query
+    mask: Mask
 
 
 class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is untyped
@@ -58,6 +61,8 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             then trained in place; None uses a small network of our own.
         output: whether the model returns "logits" or "probabilities"; "auto" decides by its answers.
         max_images_per_second: bound on how fast images are sent to the model, for metered services.
+        warn_below: a trust score in (0, 1]: `attribute` and `saliency` then measure their maps' trust, at the price of two more
+            images to the model for each, and warn of images that fall below it (TrustWarning). None asks nothing.
 
     Examples:
         >>> attribution = AttentiveKDAttribution(model).fit(loader)  # loader yields images, or (images, anything)
@@ -73,13 +78,17 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         backbone: str | nn.Module | None = None,
         output: OutputKind = "auto",
         max_images_per_second: float | None = None,
+        warn_below: float | None = None,
     ) -> None:
         super().__init__(forward_func)
         if student not in ("auto", "grafted", "compact"):
             raise InputError(f"student must be 'auto', 'grafted' or 'compact', got {student!r}")
+        if warn_below is not None and not (isinstance(warn_below, (int, float)) and 0 < warn_below <= 1):
+            raise InputError(f"warn_below must be a trust score, above 0 and at most 1, got {warn_below!r}")
+        self.warn_below = warn_below
         self._target = Target(forward_func, output, max_images_per_second)
         self._student_kind, self._level_names, self._backbone = student, levels, backbone
-        self._fitted: _Fitted | None = None
+        self._fitted: Fitted | None = None
 
     # -- fitting -----------------------------------------------------------------------------------------------------
 
@@ -176,7 +185,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 differentiable,
             )
             surrogate = plan.build(target, self._backbone if isinstance(self._backbone, nn.Module) else None)
-            probe = _probe_answer(target, plan, found.mean, found.deviation, device)
+            probe = probe_answer(target, plan, found.mean, found.deviation, device)
             fit = Fit(
                 surrogate, target, plan, found, loader, differentiable, settings,
                 fingerprint=_digest(probe), image_key=image_key, accelerator=accelerator, progress=progress,
@@ -185,7 +194,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             report = fit.run()
         _warn_of_doubt(report)
         self._target = target
-        self._fitted = _Fitted(surrogate.eval().requires_grad_(False), plan, _statistics(found), probe, report)
+        self._fitted = Fitted(surrogate.eval().requires_grad_(False), plan, statistics_of(found), probe, report)
         return self
 
     # -- explaining --------------------------------------------------------------------------------------------------
@@ -239,21 +248,11 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             versus: a rival class, given as `target` is: the mask then tells why `target` rather than `versus`.
             additional_forward_args: handed to the model after the images.
         """
-        surrogate, images = self._ready(inputs)
-        count, extra = len(images), _extra(additional_forward_args)
-        wanted = class_of_each(target, count, self.classes, "target")
-        rivals = class_of_each(versus, count, self.classes, "versus")
         with torch.no_grad():
-            seen, answer = self._see(surrogate, images, extra)
-            if wanted is None:
-                wanted = self._answer(answer, images, extra).argmax(dim=1)
-            if rivals is not None and bool((rivals.to(wanted.device) == wanted).any()):
-                raise InputError("versus names the class that is explained; a rival must be another class")
-            query = Query(
-                wanted.to(images.device)[:, None],
-                None if rivals is None else rivals.to(images.device)[:, None],
-            )
-            return surrogate.explain(images, seen, query).saliency((images.shape[-2], images.shape[-1]))
+            asked = self._asked(inputs, target, versus, additional_forward_args)
+            if self.warn_below is not None:
+                _warn_of_distrust(self._trust(asked), self.warn_below)
+            return asked.mask.saliency((asked.images.shape[-2], asked.images.shape[-1]))
 
     def saliency_all(
         self,
@@ -281,6 +280,56 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         with torch.no_grad():
             seen, answer = self._see(surrogate, images, extra)
             return Agreement.between(self._answer(answer, images, extra), seen.logits.float().log_softmax(dim=1))
+
+    def trust(
+        self,
+        inputs: Tensor,
+        target: ClassesLike = None,
+        versus: ClassesLike = None,
+        additional_forward_args: Any = None,
+    ) -> Trust:
+        """How far the map of each image can be trusted; asks the model about each image and two masked versions of it.
+
+        Args:
+            inputs: images (B, C, H, W).
+            target: as in `attribute`.
+            versus: as in `saliency`.
+            additional_forward_args: handed to the model after the images.
+        """
+        with torch.no_grad():
+            return self._trust(self._asked(inputs, target, versus, additional_forward_args))
+
+    def refine(
+        self,
+        inputs: Tensor,
+        target: ClassesLike = None,
+        versus: ClassesLike = None,
+        additional_forward_args: Any = None,
+        *,
+        steps: int = 20,
+    ) -> Tensor:
+        """The saliency mask (B, 1, H, W) after some steps of optimisation on these very images: slower, for images that need it.
+
+        A step asks the model (where gradients flow through it, else the student) for the gradient of two masked versions of each
+        image. Gradients are taken with regard to images alone; the surrogate stays as it is.
+
+        Args:
+            inputs: images (B, C, H, W).
+            target: as in `attribute`.
+            versus: as in `saliency`.
+            additional_forward_args: handed to the model after the images.
+            steps: how many; 0 gives the map of `saliency`.
+        """
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise InputError(f"steps must be a whole number, at least 0, got {steps!r}")
+        fitted = self._ensured()
+        with left_as_found(self.forward_func):
+            with torch.no_grad():
+                asked = self._asked(inputs, target, versus, additional_forward_args)
+            mask = refined(
+                asked.mask, asked.images, asked.query, self._judge(asked.extra, times=2), fitted.pixels, steps
+            )
+        return mask.saliency((asked.images.shape[-2], asked.images.shape[-1]))
 
     @property
     def classes(self) -> int:
@@ -320,20 +369,25 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             NotFittedError: there is nothing to save.
             OSError: the file cannot be written; an older file of that name is left as it was.
         """
-        fitted = self._ensured()
-        plan = fitted.plan
-        tensors = {f"surrogate.{name}": tensor for name, tensor in fitted.surrogate.state_dict().items()}
-        tensors["probe"] = fitted.probe
-        about = {
-            "plan": plan.as_dict(),
-            "architecture": checkpoint.architecture(self._target) if plan.student == "grafted" else [],
-            "target": self._target.name,
-            "output": self._target.output,
-            "data": fitted.statistics,
-            "report": None if fitted.report is None else fitted.report.as_dict(),
-            "torch": torch.__version__,
-        }
-        checkpoint.write(path, "surrogate", tensors, about)
+        self._ensured().save(path, self._target)
+
+    def export(self, path: str | os.PathLike[str], dynamic_batch: bool = True) -> None:
+        """Write model and surrogate as one ONNX graph: an answer and its map from one pass, without Python.
+
+        Its inputs are `images` (B, C, H, W), float32, of the size it was fitted on, and `target` (B,), int64, where -1 stands
+        for the most probable class. Its outputs are `scores`, log-probabilities (B, K), and `saliency` (B, 1, H, W). Of a compact
+        student they are the student's scores: the model is not in that graph.
+
+        Args:
+            path: of the file.
+            dynamic_batch: whether B is open; else it is two.
+
+        Raises:
+            NotFittedError: there is nothing to export.
+            ImportError: `onnx` and `onnxscript` (the extra "onnx") are missing, or torch is older than 2.6.
+            OSError: the file cannot be written; an older file of that name is left as it was.
+        """
+        export(self._ensured(), self._target, path, dynamic_batch)
 
     @classmethod
     def load(
@@ -360,63 +414,22 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         Raises:
             CheckpointError: the file is damaged, foreign, too new, or belongs to another model.
         """
-        tensors, about = checkpoint.read(path, "surrogate")
-        where = str(path)
-        try:
-            plan = Plan.from_dict(about["plan"])
-            output, data = about["output"], about["data"]
-            statistics: dict[str, Any] = {key: [float(value) for value in data[key]] for key in ("mean", "deviation")}
-            dtype = getattr(torch, str(data["dtype"]))
-            report = None if about["report"] is None else FitReport(**about["report"])
-            probe = tensors.pop("probe")
-            if output not in ("logits", "probabilities") or not isinstance(dtype, torch.dtype):
-                raise ValueError("unknown kind of output or images")
-            if any(len(values) != plan.image_shape[0] for values in statistics.values()):
-                raise ValueError("statistics do not fit the images")
-            expected = about["architecture"]
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-            raise CheckpointError(
-                f"{where}: its metadata is not complete or not sound: {type(error).__name__}: {error}"
-            ) from error
+        saved = SavedFit.read(path)
+        plan = saved.plan
         if plan.backbone == "custom" and backbone is None:
             raise InputError(
-                f"{where} was fitted with a backbone of yours; pass the same network: load(..., backbone=...)"
+                f"{saved.where} was fitted with a backbone of yours; pass the same network: load(..., backbone=...)"
             )
-        loaded = cls(forward_func, student=plan.student, backbone=backbone or plan.backbone, output=output,
+        loaded = cls(forward_func, student=plan.student, backbone=backbone or plan.backbone, output=saved.output,
                      max_images_per_second=max_images_per_second)  # fmt: skip
-        target = loaded._target
-        target.dtype = dtype
-        target.check_mode()
-        if check_target and plan.student == "grafted" and checkpoint.architecture(target) != expected:
-            raise CheckpointError(
-                f"{where} was fitted to a {about.get('target')} of another architecture than this {target.name}; "
-                "load it on its own model (check_target=False to insist)"
-            )
-        weights = {name.removeprefix("surrogate."): tensor for name, tensor in tensors.items()}
-        checkpoint.check_sizes(plan, weights, where)
-        try:
-            with own_randomness(0):
-                surrogate = plan.build(target, backbone)
-        except (TargetError, RuntimeError, ValueError, IndexError, AssertionError) as error:
-            raise CheckpointError(f"{where} does not fit this {target.name}: {error}") from error
-        checkpoint.load_weights(surrogate, weights, where)
-        place = torch.device(device) if device is not None else (target.device or torch.device("cpu"))
-        mean, deviation = torch.tensor(statistics["mean"]), torch.tensor(statistics["deviation"])
-        answer = _probe_answer(target, plan, mean, deviation, target.device or place)
-        if answer.shape[1] != plan.classes:  # not even to insist on
-            raise CheckpointError(
-                f"{where} is for {plan.classes} classes, this {target.name} answers with {answer.shape[1]}"
-            )
-        if check_target:
-            checkpoint.check_answer(answer, probe, where, target.name)
-        statistics["dtype"] = str(data["dtype"])
-        surrogate = surrogate.to(place).eval().requires_grad_(False)
-        loaded._fitted = _Fitted(surrogate, plan, statistics, probe, report)
+        loaded._target.dtype = saved.dtype
+        loaded._target.check_mode()
+        loaded._fitted = saved.put_on(loaded._target, backbone, device, check_target)
         return loaded
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
-    def _ensured(self) -> _Fitted:
+    def _ensured(self) -> Fitted:
         if self._fitted is None:
             raise NotFittedError(
                 "this AttentiveKDAttribution has no surrogate yet: "
@@ -448,6 +461,42 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 f"images of {tuple(images.shape[1:])} do not pass through the networks, which were fitted on {fitted}: {error}"
             ) from error
 
+    def _asked(self, inputs: Tensor, target: ClassesLike, versus: ClassesLike, additional_forward_args: Any) -> _Asked:
+        """What is asked about images, what was seen in them, and the mask that answers."""
+        surrogate, images = self._ready(inputs)
+        count, extra = len(images), _extra(additional_forward_args)
+        wanted = class_of_each(target, count, self.classes, "target")
+        rivals = class_of_each(versus, count, self.classes, "versus")
+        seen, answer = self._see(surrogate, images, extra)
+        if wanted is None:
+            answer = self._answer(answer, images, extra)
+            wanted = answer.argmax(dim=1)
+        if rivals is not None and bool((rivals.to(wanted.device) == wanted).any()):
+            raise InputError("versus names the class that is explained; a rival must be another class")
+        query = Query(
+            wanted.to(images.device)[:, None],
+            None if rivals is None else rivals.to(images.device)[:, None],
+        )
+        return _Asked(images, extra, seen, answer, query, surrogate.explain(images, seen, query))
+
+    def _trust(self, asked: _Asked) -> Trust:
+        whole = self._answer(asked.answer, asked.images, asked.extra)
+        agreement = Agreement.between(whole, asked.seen.logits.float().log_softmax(dim=1))
+        return trust_in(
+            asked.mask, asked.images, asked.query,
+            lambda shown: self._target.log_probabilities(shown, *asked.extra),
+            self._ensured().pixels, whole, agreement,
+        )  # fmt: skip
+
+    def _judge(self, extra: tuple[Any, ...], times: int) -> Ask:
+        """Who is asked for gradients, about so many versions of each image: the model, where they flow through it."""
+        fitted = self._ensured()
+        student = fitted.surrogate.student
+        if student.grafted or (fitted.report is not None and fitted.report.judge == "target"):
+            repeated = _expand_additional_forward_args(extra, times, ExpansionTypes.repeat_interleave)
+            return lambda images: self._target.log_probabilities(images, *repeated)
+        return lambda images: student(images)[0].logits.log_softmax(dim=1)
+
     def _answer(self, known: Tensor | None, images: Tensor, extra: tuple[Any, ...]) -> Tensor:
         """The model's log-probabilities (B, K): at hand from a grafted pass, else asked for."""
         return self._target.log_probabilities(images, *extra) if known is None else known
@@ -467,18 +516,16 @@ def _extra(additional_forward_args: Any) -> tuple[Any, ...]:
     return additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
 
 
-def _statistics(found: Survey) -> dict[str, Any]:
-    return {
-        "mean": found.mean.tolist(),
-        "deviation": found.deviation.tolist(),
-        "dtype": str(found.dtype).removeprefix("torch."),
-    }
-
-
-def _probe_answer(target: Target, plan: Plan, mean: Tensor, deviation: Tensor, device: torch.device) -> Tensor:
-    with torch.no_grad():
-        images = checkpoint.probe_images(plan.image_shape, mean, deviation)
-        return target.log_probabilities(images.to(device)).cpu()
+def _warn_of_distrust(trust: Trust, least: float) -> None:
+    doubtful = (trust.score < least).nonzero()[:, 0].tolist()
+    if doubtful:
+        some = ", ".join(f"{index} ({float(trust.score[index]):.2f})" for index in doubtful[:8])
+        more = f" and {len(doubtful) - 8} more" if len(doubtful) > 8 else ""
+        warnings.warn(
+            f"maps of {len(doubtful)} of {len(trust.score)} images have a trust score below {least:g}: image {some}{more}",
+            TrustWarning,
+            stacklevel=4,
+        )
 
 
 def _warn_of_doubt(report: FitReport) -> None:

@@ -56,7 +56,7 @@ class Level:
             raise InputError(
                 f"{patches.shape[1]} tokens of {self.module!r} do not form a grid for images of {image_size}"
             )
-        return patches.transpose(1, 2).reshape(len(output), -1, *grid).float()
+        return patches.transpose(1, 2).reshape(output.shape[0], -1, *grid).float()
 
 
 class Tapped:

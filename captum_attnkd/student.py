@@ -293,7 +293,7 @@ class Student(nn.Module):
 
 def pick(maps: Tensor, positive: Tensor, negative: Tensor | None) -> Tensor:
     """Of maps (B, K, h, w), those of the classes (B, Q), less those of their rivals (-1 for none)."""
-    rows = torch.arange(len(maps), device=maps.device)[:, None]
+    rows = torch.arange(maps.shape[0], device=maps.device)[:, None]
     found = maps[rows, positive]
     if negative is None:
         return found

@@ -69,7 +69,7 @@ class Surrogate(nn.Module):
             # Pixels are a level like the others, but say nothing of a class and attract no attention.
             pixels = standardise(images.float())
             levels.insert(0, FusedLevel(pixels, torch.full_like(pixels[:, :1], 0.5)))
-            evidence.insert(0, pixels.new_zeros(len(images), query.positive.shape[1], *images.shape[-2:]))
+            evidence.insert(0, pixels.new_zeros(images.shape[0], query.positive.shape[1], *images.shape[-2:]))
         mask: Mask = self.explanation(levels, evidence, posterior, probability)
         return mask
 

@@ -128,7 +128,8 @@ class Target:
 
     def run(self, images: Tensor, *extra: Any) -> Any:
         """The model's own output for `images`, whatever it is, at the rate allowed and in the precision it takes."""
-        self._wait_for_turn(len(images))
+        count = images.shape[0]  # not `len`: a graph that is exported keeps it open
+        self._wait_for_turn(count)
         if self.dtype is not None:
             images = images.to(self.dtype)
         if self.contiguous_only:
@@ -139,12 +140,13 @@ class Target:
             # What goes on inside a function is not ours to run in another precision.
             with torch.autocast(images.device.type, enabled=False):
                 output = self.forward_func(images, *extra)
-        self.queries += len(images)
+        if not torch.compiler.is_compiling():
+            self.queries += count
         return output
 
     def raw(self, images: Tensor, *extra: Any) -> Tensor:
         """The model's own output for `images`, checked to be (B, K), K >= 2."""
-        return check_output(self.run(images, *extra), len(images))
+        return check_output(self.run(images, *extra), images.shape[0])
 
     def log_probabilities(self, images: Tensor, *extra: Any) -> Tensor:
         """Log-probabilities (B, K), float32, of `images` (B, C, H, W); differentiable where the model is.
@@ -157,7 +159,8 @@ class Target:
     def to_log_probabilities(self, scores: Tensor) -> Tensor:
         """Turn the model's own scores (B, K) into float32 log-probabilities, by the kind they are."""
         scores = scores.float()
-        if bool(torch.isnan(scores.detach()).any()):
+        # A graph that is exported or compiled cannot branch on values.
+        if not torch.compiler.is_compiling() and bool(torch.isnan(scores.detach()).any()):
             raise TargetError(f"the model ({self.name}) returned NaN")
         if self.output == "auto":
             self.output = detect_output_kind(scores.detach())
@@ -209,7 +212,7 @@ class Target:
         return gradient is not None and bool(torch.isfinite(gradient).all()) and bool(gradient.abs().sum() > 0)
 
     def _wait_for_turn(self, count: int) -> None:
-        if self._rate is None:
+        if self._rate is None or torch.compiler.is_compiling():
             return
         with self._rate_lock:
             now = time.monotonic()

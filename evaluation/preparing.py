@@ -127,10 +127,12 @@ def prepare(
 
         def refit(model: nn.Module, seed: int, shift: float = 0.0) -> AttentiveKDAttribution:
             kind = student if attribution is None else attribution.plan.student
-            loader = rest.batches(shift=shift)
+            # The same images are held out of each: fits that are compared differ in the model and the seed alone.
+            learned, kept = rest.split(shift=shift)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is nothing to be learned from a random model is the point
-                return AttentiveKDAttribution(model, student=kind).fit(loader, seed=seed, progress=progress, **REFIT)
+                made = AttentiveKDAttribution(model, student=kind)
+                return made.fit(learned, val_loader=kept, seed=seed, progress=progress, **REFIT)
 
     if surrogate is not None:
         attribution = AttentiveKDAttribution.load(surrogate, given)

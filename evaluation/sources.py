@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from captum_attnkd.images import content_hashes
 
@@ -203,6 +203,16 @@ class Rest(Dataset):  # type: ignore[type-arg]
     def batches(self, size: int = 32, shift: float = 0.0) -> Batches:
         """Images (B, C, H, W), `shift` added to their pixels, anew in another order each time they are gone through."""
         return Batches(DataLoader(self, batch_size=size, shuffle=True, collate_fn=_stacked), shift)
+
+    def split(self, size: int = 32, shift: float = 0.0) -> tuple[Batches, Batches]:
+        """Batches to learn from, and every tenth image to be held out, by its place: a shift of all pixels changes neither."""
+        places = range(len(self))
+        parts = ([p for p in places if p % 10], [p for p in places if p % 10 == 0])
+        learned, held_out = (
+            DataLoader(Subset(self, part), batch_size=size, shuffle=shuffle, collate_fn=_stacked)
+            for part, shuffle in zip(parts, (True, False), strict=True)
+        )
+        return Batches(learned, shift), Batches(held_out, shift)
 
 
 class Batches:

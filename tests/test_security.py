@@ -44,6 +44,7 @@ KEYWORDS = {"allow_pickle", "download", "pickle_module", "shell", "weights_only"
 
 ALLOWED = {
     ("captum_attnkd/allocator.py", "import ctypes"): "tells glibc how to keep memory; names no library of a user",
+    ("captum_attnkd/export.py", "import importlib"): "whether the optional packages of the export are there",
     ("evaluation/methods.py", "import importlib"): "a method or model that the user named as module:object",
     ("evaluation/methods.py", "import_module"): "the same",
     ("evaluation/sources.py", "download="): "false unless the user said --download",

@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 
-.PHONY: help quickstart test test-robust lint format docs wheel photos clean
+.PHONY: help quickstart test test-robust test-lowest mutation audit lint format docs wheel photos clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,6 +24,22 @@ test: $(VENV)/.installed lint  ## style, types, imports and tests
 
 test-robust: $(VENV)/.installed  ## the tests of robustness with their full counts: long
 	$(BIN)/python -m pytest tests/robustness --counts full -s
+
+test-lowest:  ## tests with the lowest versions that setup.cfg allows
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(PYTHON) .ci/lowest.py test > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet -c $(LOWEST)/constraints.txt -e '.[test]'
+	$(LOWEST)/bin/python -m pytest
+
+audit: $(VENV)/.installed  ## known vulnerabilities in what is installed (asks pypi.org)
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet pip-audit
+	$(BIN)/python -m pip list --format=freeze --exclude-editable > $(VENV)-audit/installed.txt
+	$(VENV)-audit/bin/pip-audit --strict --progress-spinner off --disable-pip --no-deps -r $(VENV)-audit/installed.txt
+
+mutation: $(VENV)/.installed  ## how many faults put into four modules their tests find: long
+	$(BIN)/python .ci/mutation.py
 
 lint: $(VENV)/.installed  ## style, types, and that imports run one way
 	$(BIN)/ruff check .
@@ -46,4 +63,4 @@ photos: $(VENV)/.installed  ## a gallery of your photographs: make photos IMAGES
 	$(BIN)/python examples/photos.py --images $(IMAGES)
 
 clean:  ## remove all that make made, but for out/
-	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-audit $(LOWEST) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -76,7 +76,7 @@ def means(outcomes: Mapping[str, Outcome], metrics: Sequence[str] | None = None)
                 for column, better in measured.better.items():
                     arrow = "↑" if better == "higher" else "↓"
                     rows[name][f"{column} {arrow}"] = mean_of(measured.scores[column])
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame(list(rows.values()), index=list(rows))  # from_dict leaves out empty rows in pandas before 3
 
 
 def leaders(outcomes: Mapping[str, Outcome], metric: str, column: str) -> tuple[str | None, set[str]]:

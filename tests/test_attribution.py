@@ -277,9 +277,9 @@ def test_a_second_fit_starts_anew(model: TinyNet) -> None:
 # -- for Quantus -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def quantus() -> Any:
-    """Imported before a test looks at random numbers: on its way in it draws some."""
+    """Imported before a test's model is looked at: the import alone draws random numbers (rich, which it needs, does)."""
     return pytest.importorskip("quantus", reason="the extra 'evaluation' is not installed")
 
 

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from captum_attnkd import objectives
 from captum_attnkd.attention import LevelAttention, attended_area
 from captum_attnkd.explanation import Mask, squashed, standardise
-from captum_attnkd.objectives import divergence, draw_areas, draw_query, foretelling, kept_softly, through
+from captum_attnkd.objectives import (
+    Distillation,
+    Explanation,
+    Pixels,
+    divergence,
+    draw_areas,
+    draw_query,
+    foretelling,
+    kept_softly,
+    through,
+)
 from captum_attnkd.perturbation import blended, blurred, random_fills, random_grid_masks, random_shift, randomly_masked
-from captum_attnkd.surrogate import Query
+from captum_attnkd.student import ConvTrunk, Student
+from captum_attnkd.surrogate import Query, Surrogate
 
 
 def drawn(seed: int = 0) -> torch.Generator:
@@ -28,6 +45,112 @@ def test_divergence_is_the_kl_at_temperature_one_and_zero_where_nothing_differs(
     assert float(divergence(wanted, wanted + 3, 2.0)) == pytest.approx(0, abs=1e-6), (
         "a shift of all logits says nothing"
     )
+
+
+def test_divergence_at_a_temperature_compares_softened_answers_and_keeps_its_scale() -> None:
+    wanted, logits = (
+        torch.tensor([[3.0, 0.0, -1.0], [0.0, 1.0, 0.0]]).log_softmax(1),
+        torch.randn(2, 3, generator=drawn()),
+    )
+    p, q = (wanted / 4).softmax(1), (logits / 4).softmax(1)
+    by_hand = 16 * (p * (p.log() - q.log())).sum(dim=1).mean()
+    torch.testing.assert_close(divergence(wanted, logits, 4.0), by_hand)
+
+
+PIXELS = Pixels(torch.tensor([0.5, 0.4, 0.3]), torch.tensor([1.0, 2.0, 3.0]))
+
+
+def small_student() -> Student:
+    """A student of our own with two levels, of 6 classes; its attention has learned something."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        trunk = ConvTrunk(3, (24, 24), width=8)
+        student = Student(trunk, trunk.widths, 6)
+        for head in student.heads:
+            torch.nn.init.normal_(head.attention.spatial.weight, std=0.3)
+        torch.nn.init.normal_(student.voices)
+    return student.eval()
+
+
+def answer_of(images: Tensor) -> Tensor:
+    """Log-probabilities (B, 6) that depend on where an image is bright."""
+    return F.adaptive_avg_pool2d(3 * images.mean(dim=1, keepdim=True), (2, 3)).flatten(1).log_softmax(dim=1)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 3.0, "supervision": 0.7, "attention_charge": 0.4}])
+def test_distillation_adds_up_the_answer_the_levels_and_the_charge_for_attention(settings: dict[str, float]) -> None:
+    student, images = small_student(), torch.rand(4, 3, 24, 24, generator=drawn())
+    seen, _ = student(images)
+    temperature = settings.get("temperature", 2.0)
+    wanted = answer_of(images)
+    levels = [divergence(wanted, logits, temperature) for logits in seen.level_logits]
+    areas = [attended_area(attention) for attention in seen.attention]
+    by_hand = (
+        divergence(wanted, seen.logits, temperature)
+        + settings.get("supervision", 0.3) * (levels[0] + levels[1]) / 2
+        + settings.get("attention_charge", 0.1) * (areas[0] + areas[1]) / 2
+    )
+    torch.testing.assert_close(Distillation(student, answer_of, PIXELS, **settings).loss(images), by_hand)
+
+
+def test_the_target_is_asked_without_gradients_and_in_the_context_for_that() -> None:
+    inside: list[bool] = []
+    asked: list[bool] = []
+
+    @contextlib.contextmanager
+    def fast() -> Iterator[None]:
+        inside.append(True)
+        yield
+        inside.pop()
+
+    def target(images: Tensor) -> Tensor:
+        asked.append(bool(inside) and not torch.is_grad_enabled())
+        return answer_of(images)
+
+    loss = Distillation(small_student(), target, PIXELS, fast=fast).loss(torch.rand(2, 3, 24, 24, generator=drawn()))
+    assert asked == [True]
+    assert loss.requires_grad
+
+
+class Grafted:
+    """A trunk that brings the target's answer along."""
+
+    trained = False
+
+    def __call__(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        return [images], answer_of(images)
+
+
+def test_a_target_that_was_run_for_its_features_is_not_asked_again() -> None:
+    def never(_: Tensor) -> Tensor:
+        raise AssertionError("asked again")
+
+    images = torch.rand(2, 3, 8, 8, generator=drawn())
+    loss = Distillation(Student(Grafted(), (3,), 6), never, PIXELS).loss(images)
+    own = Distillation(Student(Grafted(), (3,), 6), never, PIXELS)
+    assert torch.isfinite(loss)
+    with torch.no_grad():
+        for parameter in own.student.parameters():
+            parameter.zero_()
+    charge = 0.1  # attention is flat
+    uniform = divergence(answer_of(images), torch.zeros(2, 6), 2.0)
+    torch.testing.assert_close(own.loss(images), 1.3 * uniform + charge)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_every_third_image_is_shown_whole_and_the_others_in_parts(
+    mirror: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Tensor] = []
+    monkeypatch.setattr(Distillation, "loss", lambda self, images: shown.append(images) or torch.zeros(()))
+    images = torch.rand(24, 3, 24, 24, generator=drawn())
+    Distillation(small_student(), answer_of, PIXELS, mirror=mirror)(images, drawn(1))
+    (seen,) = shown
+    whole = (seen == images).flatten(1).all(dim=1)
+    mirrored = (seen == images.flip(3)).flatten(1).all(dim=1)
+    assert (whole | mirrored).nonzero().flatten().tolist() == list(range(0, 24, 3))
+    assert bool(mirrored.any()) == mirror
+    assert bool((whole & ~mirrored).any()), "some as they are"
 
 
 def test_attention_begins_flat_and_passes_features_unchanged() -> None:
@@ -57,6 +180,31 @@ def test_the_top_share_of_positions_is_kept(share: float) -> None:
         assert float(of[one > 0.99].min()) >= float(of[one < 0.01].max())
 
 
+def test_what_is_kept_has_a_soft_border_and_carries_a_gradient() -> None:
+    logits = torch.tensor([[5.0, 1.0, 3.0, 2.0, 4.0], [1.0, 2.0, 3.0, 4.0, 5.0]]).reshape(2, 1, 1, 5).requires_grad_()
+    kept = kept_softly(logits, torch.tensor([0.5, 0.2]))
+    by_hand = torch.stack([torch.sigmoid((logits[0] - 3) / 0.2), torch.sigmoid((logits[1] - 4) / 0.2)])
+    torch.testing.assert_close(kept, by_hand)
+    kept[0].sum().backward()
+    assert logits.grad is not None
+    assert float(logits.grad[0, 0, 0, 2]) == pytest.approx(0.25 / 0.2), "the border itself is not moved"
+
+
+def test_areas_are_drawn_in_three_ways_by_turns() -> None:
+    wide, small, near = draw_areas(torch.full((30000,), math.log(0.1)), drawn()).reshape(-1, 3).T
+    assert 0.05 <= float(wide.min()) < 0.06
+    assert 0.94 < float(wide.max()) <= 0.95
+    assert float(wide.mean()) == pytest.approx(0.5, abs=0.01)
+    assert 0.01 <= float(small.min()) < 0.0105
+    assert 0.9 < float(small.max()) <= 0.95
+    assert float(small.log().mean()) == pytest.approx(math.log(0.01 * 0.95) / 2, abs=0.05)
+    inner = near[(near > 0.01) & (near < 0.95)].log() - math.log(0.1)
+    assert float(near.log().median()) == pytest.approx(math.log(0.1), abs=0.05)
+    assert float(inner.std()) == pytest.approx(0.7, abs=0.02)
+    extremes = draw_areas(torch.tensor([0.0, 0.0, -30.0, 0.0, 0.0, 30.0]), drawn())[[2, 5]]
+    torch.testing.assert_close(extremes, torch.tensor([0.01, 0.95]))
+
+
 def test_areas_are_shares_and_reach_the_small_the_large_and_the_foretold() -> None:
     areas = draw_areas(torch.full((3000,), math.log(0.3)), drawn())
     assert 0.01 <= float(areas.min()) < 0.02
@@ -76,6 +224,23 @@ def test_a_question_is_about_top_classes_and_its_rival_is_another() -> None:
     assert bool((query.negative[asked_against] != query.positive[asked_against]).all())
     first = (query.positive[:, 0] == top[:, 0]).float().mean()
     assert 0.55 < float(first) < 0.78
+
+
+def test_one_question_in_three_is_about_another_of_the_top_five_and_a_rival_is_the_first_then() -> None:
+    scores = torch.randn(6000, 20, generator=drawn()).log_softmax(dim=1)
+    query = draw_query(scores, 1.0, drawn(1))
+    top = scores.topk(5, dim=1).indices
+    assert query.negative is not None
+    place = (query.positive == top).float().argmax(dim=1)
+    rival = (query.negative == top).float().argmax(dim=1)
+    shares = torch.stack([(place == index).float().mean() for index in range(5)])
+    torch.testing.assert_close(shares, torch.tensor([2 / 3, *[1 / 12] * 4]), atol=0.02, rtol=0)
+    assert bool((rival[place > 0] == 0).all()), "another class is asked about against the first"
+    shares = torch.stack([(rival[place == 0] == index).float().mean() for index in range(5)])
+    torch.testing.assert_close(shares, torch.tensor([0, *[1 / 4] * 4]), atol=0.03, rtol=0)
+    assert draw_query(scores, 0.0, drawn()).negative.unique().tolist() == [-1]  # type: ignore[union-attr]
+    pair = draw_query(scores[:, :2], 1.0, drawn())
+    assert bool((pair.positive + pair.negative == 1).all()), "of two classes, always both"  # type: ignore[operator]
 
 
 def test_a_score_against_a_rival_forgets_the_other_classes() -> None:
@@ -105,6 +270,134 @@ def test_an_extent_is_pulled_to_where_the_two_sides_balance() -> None:
     foretelling(mask, torch.tensor([0.1]), torch.tensor([0.9]), torch.tensor([0.05]), query).backward()
     assert extent.grad is not None
     assert float(extent.grad) > 0, "downhill is towards smaller shares"
+
+
+@pytest.mark.parametrize(
+    ("negative", "chance"),
+    [(None, 0.0), ([[-1], [-1]], 0.0), ([[3], [1]], 0.5), ([[0], [0]], 0.5)],
+)
+def test_what_is_foretold_is_the_kept_sides_part_in_the_class(negative: Any, chance: float) -> None:
+    kept, hidden = torch.tensor([0.9, 0.55]), torch.tensor([0.6, 0.2])
+    mask = Mask(torch.zeros(2, 1, 4, 4), torch.tensor([[math.log(0.5)], [math.log(0.2)]]), torch.tensor(0.5))
+    query = Query(torch.tensor([[2], [2]]), None if negative is None else torch.tensor(negative))
+    found = foretelling(mask, torch.tensor([0.1, 0.3]), kept, hidden, query)
+    by_hand = []
+    for above, below, area, extent in ((0.9, 0.6, 0.1, 0.5), (0.55, 0.2, 0.3, 0.2)):
+        above, below = max(above - chance, 0) + 1e-3, max(below - chance, 0) + 1e-3
+        part, odds = above / (above + below), math.log(area / extent) / 0.5
+        foretold = 1 / (1 + math.exp(-odds))
+        by_hand.append(-part * math.log(foretold) - (1 - part) * math.log(1 - foretold))
+    assert float(found) == pytest.approx(sum(by_hand) / 2, rel=1e-4)
+
+
+class Judge:
+    """Keeps what it was shown, and what it answered."""
+
+    def __init__(self) -> None:
+        self.shown, self.answers = torch.empty(0), torch.empty(0)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.shown = images.detach()
+        answers = answer_of(images)
+        self.answers = answers.detach()
+        return answers
+
+
+def surrogate_of(student: Student) -> Surrogate:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        surrogate = Surrogate(student, [(12, 12), (6, 6)], (3, 24, 24)).eval()
+        torch.nn.init.normal_(surrogate.explanation.readout.weight)
+    return surrogate
+
+
+def test_the_loss_is_what_the_hidden_side_shows_less_the_kept_and_how_well_that_is_foretold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(objectives, "foretelling", lambda *given: told.append(given) or torch.tensor(10.0))
+    queries: list[Query] = []
+
+    def draw(scores: Tensor, contrastive: float, generator: torch.Generator) -> Query:
+        torch.testing.assert_close(scores, surrogate.student(images)[0].logits.log_softmax(1))
+        queries.append(draw_query(scores, contrastive, generator))
+        return queries[-1]
+
+    monkeypatch.setattr(objectives, "draw_query", draw)
+    judge, surrogate = Judge(), surrogate_of(small_student())
+    images = torch.rand(40, 3, 24, 24, generator=drawn())
+    loss = Explanation(surrogate, judge, PIXELS)(images, drawn(1))
+    ((mask, areas, kept, hidden, query),) = told
+    assert (len(judge.shown), len(areas), mask.logits.shape) == (80, 40, (40, 1, 24, 24))
+    assert query is queries[0]
+    assert 0.05 < float((query.negative >= 0).float().mean()) < 0.45, "a quarter of the questions is against a rival"
+    torch.testing.assert_close(kept, query.score(judge.answers[:40])[:, 0])
+    torch.testing.assert_close(hidden, query.score(judge.answers[40:])[:, 0])
+    torch.testing.assert_close(loss, (hidden - kept).mean() + 10)
+
+
+def test_kept_and_hidden_together_are_the_image_and_the_fill_but_for_a_little_noise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(objectives, "random_fills", lambda images, *_: torch.zeros_like(images))
+    judge = Judge()
+    colour = torch.tensor([1.0, -2.0, 3.0])[:, None, None]
+    Explanation(surrogate_of(small_student()), judge, PIXELS)(colour.expand(16, 3, 24, 24), drawn(1))
+    kept, hidden = judge.shown.chunk(2)
+    noise = kept + hidden - colour
+    torch.testing.assert_close(noise.mean(dim=(0, 2, 3)), torch.zeros(3), atol=0.02, rtol=0)
+    wanted = 0.05 * math.sqrt(2) * PIXELS.deviation
+    torch.testing.assert_close(noise.std(dim=(0, 2, 3)), wanted, atol=0, rtol=0.05)
+
+
+def test_the_top_share_is_what_the_judge_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With black fills and white images, the brightness of what is shown is what was kept."""
+    told: list[Any] = []
+    monkeypatch.setattr(objectives, "foretelling", lambda *given: told.append(given) or torch.zeros(()))
+    monkeypatch.setattr(objectives, "random_fills", lambda images, *_: torch.zeros_like(images))
+    monkeypatch.setattr(objectives, "random_shift", lambda images, _: images)
+    judge, still = Judge(), Pixels(torch.zeros(3), torch.zeros(3))
+    Explanation(surrogate_of(small_student()), judge, still)(torch.ones(12, 3, 24, 24), drawn(1))
+    mask, areas = told[0][0], told[0][1]
+    keep = kept_softly(mask.logits, areas).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(judge.shown, torch.cat([keep, 1 - keep]))
+
+
+def test_teaching_changes_the_explanation_network_alone() -> None:
+    surrogate = surrogate_of(small_student())
+    objective = Explanation(surrogate, answer_of, PIXELS)
+    assert set(objective.parameters()) == set(surrogate.explanation.parameters())
+    images = torch.rand(4, 3, 24, 24, generator=drawn())
+    objective(images, drawn(1)).backward()
+    assert surrogate.explanation.readout.weight.grad is not None
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_images_are_explained_mirrored_only_where_told(mirror: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    surrogate = surrogate_of(small_student())
+    explain, seen = surrogate.explain, []
+    monkeypatch.setattr(surrogate, "explain", lambda images, *rest: seen.append(images) or explain(images, *rest))
+    images = torch.rand(8, 3, 24, 24, generator=drawn())
+    Explanation(surrogate, answer_of, PIXELS, mirror=mirror)(images, drawn(1))
+    same = (seen[0] == images).flatten(1).all(dim=1)
+    assert bool(same.all()) != mirror
+    assert bool(same.any())
+
+
+def test_where_the_target_answers_for_its_features_the_question_is_drawn_from_its_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn_from: list[Tensor] = []
+
+    def draw(scores: Tensor, *rest: Any) -> Query:
+        drawn_from.append(scores)
+        return draw_query(scores, *rest)
+
+    monkeypatch.setattr(objectives, "draw_query", draw)
+    surrogate = Surrogate(Student(Grafted(), (3,), 6), [(24, 24)], (3, 24, 24))
+    images = torch.rand(3, 3, 24, 24, generator=drawn())
+    Explanation(surrogate, answer_of, PIXELS)(images, drawn(1))
+    torch.testing.assert_close(drawn_from[0], answer_of(images))
 
 
 def test_a_mask_is_small_where_its_extent_is_small_and_keeps_the_order() -> None:

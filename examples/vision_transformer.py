@@ -1,8 +1,9 @@
 """A vision transformer of torchvision, small, trained on digits for a minute; its student is grafted on its blocks.
 
-A transformer keeps one resolution from its first block to its last: all levels that can be tapped have the same 8x8 tokens.
-Here the images are small (64x64), so their pixels are a level too and the maps are fine; of a transformer for 224x224 the maps
-stay at the tokens' 14x14.
+A transformer keeps one resolution from its first block to its last: all levels tapped have the same 8x8 tokens. Here the
+images are small (64x64), so that their pixels are a level too and the maps are fine; of a transformer for 224x224 the maps stay
+at the tokens' 14x14. The blocks are named by `levels=` because this transformer has a stem of convolutions, whose finer levels
+would be found by themselves.
 
 python examples/vision_transformer.py            minutes on two cores
 python examples/vision_transformer.py --quick    seconds, with maps that mean nothing
@@ -22,6 +23,8 @@ from captum_attnkd import AttentiveKDAttribution
 from captum_attnkd.explanation import resized
 from captum_attnkd.surrogate import Query
 
+BLOCKS = ["encoder.layers.encoder_layer_1", "encoder.layers.encoder_layer_2", "encoder"]
+
 
 def main() -> None:
     """Train, fit, print the levels, point and draw."""
@@ -35,7 +38,7 @@ def main() -> None:
     print(f"The transformer reads {right:.1%} of {len(test)} held-out canvases rightly.\n")
 
     steps = {"distil_steps": 3, "explain_steps": 3} if quick else {}
-    attribution = AttentiveKDAttribution(model).fit(data.images.split(64), **steps)
+    attribution = AttentiveKDAttribution(model, levels=BLOCKS).fit(data.images.split(64), **steps)
     print(f"{attribution.report_}\n")
     for level in attribution.plan.levels:
         print(f"tapped: {level.module:<32}{level.layout}, {level.size[0]}x{level.size[1]}")

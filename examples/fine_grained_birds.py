@@ -25,7 +25,7 @@ def main() -> None:
     """Train a classifier of birds, fit, and ask "why this and not that" of birds it has not seen."""
     options = options_of(__doc__).parse_args()
     quick = options.quick
-    data = birds(128 if quick else 3600, seed=0)
+    data = birds(64 if quick else 3600, seed=0)
     model = train_bird_net(data, epochs=1) if quick else find_classifier("birds", kept=options.out).model
     steps = {"distil_steps": 3, "explain_steps": 3} if quick else {}
     attribution = AttentiveKDAttribution(model).fit(data.images.split(64), **steps)

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000, help="how many to learn from, at most")
     options = parser.parse_args()
     model = pretrained(options.download, options.random_weights)
-    transform = WEIGHTS.transforms(**({"crop_size": 96, "resize_size": 96} if options.quick else {}))
+    transform = WEIGHTS.transforms(**({"crop_size": 64, "resize_size": 64} if options.quick else {}))
     learn, test = photographs(options.data, transform, options.download, options.images)
     print(f"{len(learn)} images to learn from, {len(test)} held out")
 

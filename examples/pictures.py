@@ -47,7 +47,7 @@ def draw(
             axis = axes[row, column]
             _panel(axis, images[column], None if found is None else found[column, 0].detach().float())
             if outlines is not None and outlines[column].any():
-                axis.contour(outlines[column], levels=[0.5], colors="deepskyblue", linewidths=0.8)
+                axis.contour(outlines[column].numpy(), levels=[0.5], colors="deepskyblue", linewidths=0.8)
             words = captions if found is None else (notes or {}).get(name, ())
             axis.set_title(words[column] if words else "", fontsize=8)
         axes[row, 0].set_ylabel(name, fontsize=10)
@@ -59,14 +59,14 @@ def draw(
 
 
 def _panel(axis: plt.Axes, image: Tensor, found: Tensor | None) -> None:
-    pixels = image.detach().float().clamp(0, 1)
+    pixels = image.detach().float().clamp(0, 1).numpy()
     if len(pixels) == 1:
         axis.imshow(pixels[0], cmap="gray", vmin=0, vmax=1)
     else:
-        axis.imshow(pixels.permute(1, 2, 0))
+        axis.imshow(pixels.transpose(1, 2, 0))
     if found is not None:
         scaled = found.clamp_min(0) / torch.quantile(found.flatten(), 0.999).clamp_min(1e-12)
-        scaled = scaled.clamp_max(1)
-        axis.imshow(scaled, cmap="magma", alpha=(0.35 + 0.5 * scaled).numpy(), vmin=0, vmax=1)
+        scaled = scaled.clamp_max(1).numpy()
+        axis.imshow(scaled, cmap="magma", alpha=0.35 + 0.5 * scaled, vmin=0, vmax=1)
     axis.set_xticks([])
     axis.set_yticks([])

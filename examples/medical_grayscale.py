@@ -4,8 +4,8 @@ SYNTHETIC: the ground is real, patches of the one photograph of a retina that is
 in which vessels show best); the lesions are drawn on it, dark blots of irregular shape, so that their masks are exact. Nothing
 here is a clinical result. Train and test patches come from different halves of the photograph.
 
-Two classifiers are explained. The first learned from clean patches. For the second, nearly every patch with a lesion also
-carried a scanner's marker in a corner: it looks as good on data of that kind, and the maps say that it reads the marker.
+Two classifiers are explained. The first learned from clean patches; for the second, nearly every lesion came with a scanner's
+marker in a corner. On data of that kind it looks as good, and the maps say that it reads the marker.
 
 python examples/medical_grayscale.py            minutes on two cores
 python examples/medical_grayscale.py --quick    seconds, with maps that mean nothing
@@ -44,14 +44,16 @@ def main() -> None:
     """Train both classifiers, fit to each, and see on what the maps lie."""
     options = options_of(__doc__).parse_args()
     quick = options.quick
-    marked_share = {"clean patches": 0.0, "marked patches": 0.97}
     test = retina_patches(24 if quick else 200, "right", marked=1.0, seed=1)  # every lesion with a marker: which is it?
     plain = retina_patches(24 if quick else 200, "right", marked=0.0, seed=2)
     sick = test.labels == 1
-    rows = {}
-    for name, share in marked_share.items():
+    rows: dict[str, Tensor] = {}
+    for name, share in {"clean patches": 0.0, "marked patches": 0.97}.items():
         data = retina_patches(128 if quick else 2000, "left", share, seed=0)
-        model = train(classifier(), data.images, data.labels, epochs=1 if quick else 6)
+        torch.manual_seed(0)
+        network = DigitNet()
+        network.head = nn.Linear(128, 2)  # no lesion, or one
+        model = train(network, data.images, data.labels, epochs=1 if quick else 6)
         steps = {"distil_steps": 3, "explain_steps": 3} if quick else {}
         attribution = AttentiveKDAttribution(model).fit(data.images.split(64), **steps)
         print(f"Learned from {name}:")
@@ -61,23 +63,16 @@ def main() -> None:
         lesion = torch.ones(int(sick.sum()), dtype=torch.int64)
         maps = {
             "ours": attribution.saliency(test.images[sick], target=lesion),
-            "Grad-CAM": grad_cam(model, model.stage3)(test.images[sick], lesion),
+            "Grad-CAM, stage 2": grad_cam(model, model.stage2)(test.images[sick], lesion),
+            "Grad-CAM, stage 3": grad_cam(model, model.stage3)(test.images[sick], lesion),
         }
         for method, found in maps.items():
             for what, where in (("lesion", test.lesions[sick]), ("marker", test.markers[sick])):
                 points, mass = pointing_game(found, where).mean(), saliency_share(found, where).mean()
-                print(f"   {method:<9} maximum on the {what} {points:6.1%}, mass on it {mass:6.1%}")
-            rows[f"{method}\n{name}"] = found[:8]
+                print(f"   {method:<18} maximum on the {what} {points:6.1%}, mass on it {mass:6.1%}")
+            rows[f"{method}\n{name}".replace(", ", "\n")] = found[:8]
     path = draw(options.out / "medical_grayscale.png", test.images[sick][:8], rows, outlines=test.lesions[sick][:8])
     print(f"\nPicture: {path}; outlined: the lesion, a drawn one")
-
-
-def classifier() -> nn.Module:
-    """A small convolutional network with two classes."""
-    torch.manual_seed(0)
-    model = DigitNet()
-    model.head = nn.Linear(model.head.in_features, 2)
-    return model
 
 
 @torch.no_grad()
@@ -111,10 +106,10 @@ def retina_patches(count: int, half: str, marked: float, seed: int) -> Patches:
 def blot(rng: np.random.Generator) -> Tensor:
     """A closed shape with a wavy border, 3 to 6 pixels in radius, away from the marker's corner: (64, 64), bool."""
     row, column, radius = *rng.uniform(18, SIDE - 8, 2), rng.uniform(3, 6)
-    rows, columns = np.mgrid[:SIDE, :SIDE]
-    angle = np.arctan2(rows - row, columns - column)
+    down, right = np.mgrid[:SIDE, :SIDE] - np.array([row, column])[:, None, None]
+    angle = np.arctan2(down, right)
     wave = sum(rng.uniform(0, 0.2) * np.sin(n * angle + rng.uniform(0, 6.3)) for n in (2, 3, 5))
-    return torch.from_numpy(np.hypot(rows - row, columns - column) < radius * (1 + wave))
+    return torch.from_numpy(np.hypot(down, right) < radius * (1 + wave))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def main() -> None:
         lead, low, high = paired_interval(pointing_game(ours, where) - pointing_game(found, where))
         print(f"maximum on the part, ours less {name.replace(chr(10), ', ')}: {lead:+.3f} [{low:+.3f}, {high:+.3f}]")
 
-    shown = torch.arange(len(test))[:: len(test) // 6][:6]
+    shown = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:6]
     captions = [caption(int(test.labels[i]), int(rivals[i])) for i in shown]
     path = draw(
         options.out / "fine_grained_birds.png", test.images[shown], {name: found[shown] for name, found in maps.items()},

@@ -136,7 +136,7 @@ def gallery(
         ("ours, second class", attribution.saliency(shown, target=second)),
         ("ours, first not second", attribution.saliency(shown, target=first, versus=second)),
         ("Grad-CAM, first class", grad_cam(model, model._blocks[-1])(shown, first)),
-        ("Integrated Gradients", F.avg_pool2d(integrated_gradients(model, 30, 32)(shown, first), 3, 1, 1)),
+        ("Integrated Gradients", F.avg_pool2d(integrated_gradients(model, 30)(shown, first), 3, 1, 1)),
     ]
     figure, axes = plt.subplots(
         len(shown), len(columns), figsize=(2.1 * len(columns), 2.25 * len(shown)), dpi=100, squeeze=False

@@ -1,7 +1,7 @@
 """Fit on real handwritten digits, compare with other methods where the truth is known, draw the maps.
 
 python examples/quickstart.py            a few minutes on two cores
-python examples/quickstart.py --small    the same in seconds, with figures that mean nothing
+python examples/quickstart.py --quick    the same in seconds, with figures that mean nothing
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SHARE = 0.99  # of a map's pixels that lie within its scale in the figure
 def main() -> None:
     """Run it all and print where the figure is."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--small", action="store_true", help="a few steps on a few images")
+    arguments.add_argument("--quick", "--small", dest="small", action="store_true", help="a few steps on a few images")
     arguments.add_argument("--out", type=Path, default=Path("out"), help="folder for the figure")
     options = arguments.parse_args()
     small = options.small
@@ -86,7 +86,7 @@ def main() -> None:
     taken = speed(subject, methods, test.images, test.labels[:, 0], batches=(4,), repeats=2)
     table["ms/image ↓"] = taken.set_index("method")["ms"]
     if small:
-        print("   --small: these figures mean nothing, they only show that everything runs.")
+        print("   --quick: these figures mean nothing, they only show that everything runs.")
     print(table.to_string(float_format=lambda value: f"{value:.3f}"), "\n")
     gaps = {
         name: one.measured["insertion-deletion"].scores["insertion less deletion"] for name, one in outcomes.items()

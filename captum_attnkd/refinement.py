@@ -22,13 +22,12 @@ def refined(
     judge: Ask,
     pixels: Pixels,
     steps: int,
-    rate: float = 0.05,
-    resolution: int = 14,
+    rate: float = 0.1,
 ) -> Mask:
     """The mask after some steps of stage 2's objective on these very images, each for itself.
 
-    What is optimised is a coarse correction of the mask logits, not the logits: fine detail, by which a mask comes to fool the
-    judge, stays the network's. All images meet the same draws, and none meets its neighbours.
+    All that keeps the network's mask from fooling the judge is kept here: areas, kinds of fill, shifts and noise are drawn anew at
+    every step. Areas run evenly over the logarithmic scale. All images meet the same draws, and none meets its neighbours.
 
     Args:
         mask: to begin from, for one class an image.
@@ -38,27 +37,22 @@ def refined(
         pixels: statistics for the fills.
         steps: two images a step and image are sent to the judge.
         rate: how far a step goes, in deviations of the map.
-        resolution: cells along each side of the correction.
     """
     size = (images.shape[-2], images.shape[-1])
     begun = mask.logits.detach().float()
-    cells = (min(resolution, begun.shape[-2]), min(resolution, begun.shape[-1]))
-    correction = begun.new_zeros(len(images), 1, *cells).requires_grad_()
+    correction = torch.zeros_like(begun).requires_grad_()
     optimiser = torch.optim.Adam([correction], lr=rate, betas=(0.9, 0.99))
     draws = [torch.Generator().manual_seed(0) for _ in images]
     rivals = None if query.negative is None else query.negative.repeat_interleave(2, dim=0)
     twice = Query(query.positive.repeat_interleave(2, dim=0), rivals)
     noise = 0.05 * pixels.deviation[:, None, None].to(images)
 
-    def current() -> Tensor:
-        return standardise(begun + resized(correction, (begun.shape[-2], begun.shape[-1])))
-
     with torch.enable_grad():
         for step in range(steps):
             for group in optimiser.param_groups:
                 group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
             share = 0.01 * 95 ** ((0.5 + GOLDEN * step) % 1)  # evenly over [0.01, 0.95], on the logarithmic scale
-            keep = resized(kept_softly(current(), images.new_full((len(images),), share)), size)
+            keep = resized(kept_softly(standardise(begun + correction), images.new_full((len(images),), share)), size)
             shown = []
             for image, part, drawn in zip(torch.split(images, 1), torch.split(keep, 1), draws, strict=True):
                 fill = random_fills(image, pixels.mean, pixels.deviation, drawn)
@@ -68,4 +62,4 @@ def refined(
             kept, hidden = carried.reshape(-1, 2).unbind(dim=1)
             (correction.grad,) = torch.autograd.grad((hidden - kept).sum(), correction)
             optimiser.step()
-    return mask._replace(logits=current().detach())
+    return mask._replace(logits=standardise(begun + correction).detach())

@@ -27,7 +27,7 @@ from .methods import METHODS, Method, find_method
 from .metrics import all_metrics, find_metric
 from .preparing import SURROGATE, prepare
 from .report import About, write_report
-from .sources import GENERATED, KINDS, ImageSet
+from .sources import GENERATED, KINDS, ImageSet, load, square
 from .speed import FORWARD, break_even, machine, speed
 from .store import Store, key
 from .study import Outcome, Study
@@ -359,6 +359,60 @@ def sanity_command(
                 for figure, value in one.figures.items():
                     typer.echo(f"             {figure:<58}{value}")
         typer.echo(f"\nFigures: {out / 'sanity.json'}")
+
+
+@app.command("trust")
+def trust_command(
+    model: Model,
+    images: Images,
+    out: Out = Path("out/trust"),
+    fit: FitOn = None,
+    surrogate: Surrogate = None,
+    other: Annotated[
+        str | None, typer.Option(help="Images of another kind, named as in --images: is their trust lower?")
+    ] = None,
+    student: Student = "auto",
+    weights: Weights = None,
+    limit: Limit = None,
+    held_out: HeldOut = None,
+    size: Size = None,
+    mean: Mean = None,
+    deviation: Deviation = None,
+    batch: Batch = 15,
+    seed: Seed = 0,
+    device: Device = None,
+    precision: Precision = "auto",
+    download: Download = False,
+) -> None:
+    """Does the trust score foretell which maps are poor? On your images, and on the same with noise, blurred and as poor JPEG.
+
+    attnkd trust -m digits -i digits:120 --fit digits-train -o out/digits
+    """
+    from . import calibration
+
+    with _told():
+        prepared = prepare(**_arguments(locals()))
+        subject, data, found = prepared.subject, prepared.data, prepared.classifier
+        strange = None
+        if other is not None:
+            strange = load(
+                other, square(found.size, found.mean, found.deviation), limit=len(data), download=download
+            ).images
+        table = calibration.trust_table(subject, data.images, data.targets, strange)
+        out.mkdir(parents=True, exist_ok=True)
+        table.to_csv(out / "trust.csv", index=False)
+        with checkpoint.replacing(out / "trust.png") as draft:
+            calibration.draw_coverage(table, draft)
+        typer.echo(f"{len(data)} images; {machine(subject.device)}\n")
+        shown: dict[str, Any] = {"float_format": lambda value: f"{value:.3f}"}
+        typer.echo(calibration.sets_table(table).to_string(**shown))
+        only = table[table["set"] == calibration.CLEAN]
+        for name, part in (("images as they are", only), ("all sets together", table)):
+            typer.echo(f"\n{name}: does a guide foretell how faithful a map is?\n")
+            typer.echo(calibration.foretelling_table(part, seed).to_string(index=False, **shown))
+            typer.echo(f"\n{calibration.GAP} of the maps that are shown\n")
+            typer.echo(calibration.coverage_table(part).to_string(**shown))
+        typer.echo(f"\nFigures: {out / 'trust.csv'}; curve: {out / 'trust.png'}")
 
 
 @app.command("names")

@@ -85,6 +85,13 @@ def _ours(subject: Subject) -> Explainer:
     return lambda images, classes: surrogate.saliency(images, target=classes)
 
 
+def _refined(subject: Subject, steps: int) -> Explainer:
+    surrogate = subject.surrogate
+    if surrogate is None:
+        raise ValueError("our method needs a fitted surrogate: fit one, or name its file with --surrogate")
+    return lambda images, classes: surrogate.refine(images, target=classes, steps=steps)
+
+
 def _mean_of_ours(subject: Subject) -> Explainer:
     ours = _ours(subject)
 
@@ -113,6 +120,10 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("ours", "ours", _ours, learned=True),
+        *(
+            Method(f"refined-{steps}", "ours", _refined, {"steps": steps}, default=False, learned=True)
+            for steps in (5, 10, 20, 40)
+        ),
         Method("saliency", "gradients", _of_model(explainers.saliency)),
         Method("input-x-gradient", "gradients", _of_model(explainers.input_x_gradient)),
         Method("integrated-gradients", "gradients", _of_model(explainers.integrated_gradients), {"steps": 50}),
@@ -136,6 +147,7 @@ METHODS: dict[str, Method] = {
         ),
         Method("lime", "perturbation", _of_model(explainers.lime), {"samples": 300, "count": 50}, default=False),
         Method("rise", "perturbation", _of_model(perturbing.rise), {"masks": 1000}, default=False),
+        Method("rise-4000", "perturbation", _of_model(perturbing.rise), {"masks": 4000}, default=False),
         Method("optimised", "optimised", _optimised, {"steps": 60, "resolution": 28}, default=False, of_data=True),
         Method("blurred-grad-cam", "control", _of_layer(explainers.blurred_grad_cam)),
         Method("mean-map", "control", _mean_of_ours, learned=True, at_once=True),

@@ -30,4 +30,4 @@ class CheckpointError(AttnKDError, ValueError):
 
 
 class MissingExtraError(AttnKDError, ImportError):
-    """Something is asked for that needs packages which are installed only on demand."""
+    """Something is asked for that needs packages which are installed only on demand, or a newer torch."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import replacing
+from .errors import MissingExtraError
 from .fitted import Fitted
 from .surrogate import Query
 from .target import Target, left_as_found
@@ -44,10 +45,10 @@ class Explainer(nn.Module):
 def export(fitted: Fitted, target: Target, path: str | os.PathLike[str], dynamic_batch: bool = True) -> None:
     """Write the graph; see `AttentiveKDAttribution.export`."""
     if not hasattr(torch.onnx, "ONNXProgram") or not hasattr(torch.onnx.ONNXProgram, "save"):
-        raise ImportError(f"export needs torch 2.6 or newer, this is {torch.__version__}")
+        raise MissingExtraError(f"export needs torch 2.6 or newer, this is {torch.__version__}")
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"export needs {' and '.join(missing)}: pip install 'captum-attnkd[onnx]'")
+        raise MissingExtraError(f"export needs {' and '.join(missing)}: pip install 'captum-attnkd[onnx]'")
     device = fitted.surrogate.student.voices.device
     images = torch.zeros(2, *fitted.plan.image_shape, device=device)
     classes = torch.tensor([-1, 0], device=device)

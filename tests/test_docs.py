@@ -165,6 +165,10 @@ def test_every_block_of_code_runs(page: Path, tmp_path: Path, monkeypatch: pytes
     namespace = taken_for_granted()
     monkeypatch.setitem(sys.modules, "requests", answering(namespace["model"]))
     text = page.read_text()  # what it reads from the reader's folder is put there
+    if not hasattr(getattr(torch.onnx, "ONNXProgram", None), "save"):
+        if "onnxruntime" in text:
+            pytest.skip("torch writes such ONNX files from 2.6 on")
+        monkeypatch.setattr(AttentiveKDAttribution, "export", lambda *_: None)
     if '"photos"' in text:
         put_photo(namespace["images"][0])
     if '"classifier.onnx"' in text:
@@ -209,17 +213,20 @@ def messages() -> Iterator[tuple[str, str]]:
     ours = {name for name in dir(raised_on_purpose) if name.endswith("Error")} | {"FileNotFoundError", "OSError"}
     for path in sorted((ROOT / "captum_attnkd").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            call = node.exc if isinstance(node, ast.Raise) else node
+            made = isinstance(node, (ast.Raise, ast.Return))  # a helper returns the error that others raise
+            call = node.exc if isinstance(node, ast.Raise) else node.value if isinstance(node, ast.Return) else node
             if not isinstance(call, ast.Call) or not call.args:
                 continue
             name = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
-            if (isinstance(node, ast.Raise) and name in ours) or name == "warn":
-                yield f"{path.name}:{node.lineno}", told(call.args[0])
+            if (made and name in ours) or (not made and name == "warn"):
+                yield f"{path.name}:{node.lineno}", re.sub("…+", "…", told(call.args[0]))
 
 
 def told(node: ast.expr) -> str:
     if isinstance(node, ast.Constant):
         return str(node.value)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return told(node.left) + told(node.right)
     return "".join(told(part) for part in node.values) if isinstance(node, ast.JoinedStr) else "…"
 
 

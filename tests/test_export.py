@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from toy_task import CLASSES, TinyNet
 
-from captum_attnkd import AttentiveKDAttribution, NotFittedError
+from captum_attnkd import AttentiveKDAttribution, MissingExtraError, NotFittedError
 
 ort = pytest.importorskip("onnxruntime", reason="export is an extra")
 pytestmark = pytest.mark.skipif(
@@ -60,4 +61,13 @@ def test_what_cannot_be_written_leaves_the_old_file(
         AttentiveKDAttribution(untrained).export(tmp_path / "none.onnx")
     with pytest.raises(FileNotFoundError):
         fitted.export(tmp_path / "no such folder" / "explainer.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_extra_is_named(
+    fitted: AttentiveKDAttribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"onnx and onnxscript: pip install 'captum-attnkd\[onnx\]'"):
+        fitted.export(tmp_path / "explainer.onnx")
     assert not list(tmp_path.iterdir())

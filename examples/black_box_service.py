@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from captum_attnkd import AttentiveKDAttribution
 
-LIMIT = 2000  # images a second that the service's owner allows
-
 
 def main() -> None:
     """Fit a compact student on the service's answers; explain, and say which maps are to be trusted."""
-    options = options_of(__doc__).parse_args()
+    parser = options_of(__doc__)
+    parser.add_argument("--rate", type=float, default=200, help="images a second that the service's owner allows")
+    options = parser.parse_args()
     quick = options.quick
     data = scattered_digits(300 if quick else 3000)
     server = serve(train_digit_net(data, epochs=1 if quick else 3))
@@ -36,10 +36,12 @@ def main() -> None:
 
     steps = {"distil_steps": 3, "explain_steps": 3} if quick else {}
     started = time.monotonic()
-    attribution = AttentiveKDAttribution(ask, max_images_per_second=LIMIT).fit(data.images.split(64), **steps)
+    attribution = AttentiveKDAttribution(ask, max_images_per_second=options.rate).fit(data.images.split(64), **steps)
     report = attribution.report_
     rate = report.target_queries / (time.monotonic() - started)
-    print(f"{report}\n\n{rate:.0f} images a second were sent to the service, on average; at most {LIMIT} were allowed.")
+    print(
+        f"{report}\n\n{rate:.0f} images a second were sent to the service, on average; at most {options.rate:.0f} were allowed."
+    )
 
     test = scattered_digits(12 if quick else 100, seed=1, split="test")
     masks = attribution.saliency(test.images, target=test.labels[:, 0])

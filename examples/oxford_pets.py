@@ -27,7 +27,7 @@ from torchvision.models import ResNet18_Weights, resnet18
 
 from captum_attnkd import AttentiveKDAttribution
 
-WEIGHTS = ResNet18_Weights.IMAGENET1K_V1
+WEIGHTS, KINDS = ResNet18_Weights.IMAGENET1K_V1, ("category", "segmentation")
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ANIMAL = 1  # in the trimaps: 2 is the background, 3 the border between them
 
@@ -86,9 +86,8 @@ def pets(root: Path, split: str, side: int, limit: int, download: bool) -> Subse
         trimap = np.asarray(both[1].resize((side, side), Image.Resampling.NEAREST))
         return both[0], torch.from_numpy(trimap == ANIMAL)
 
-    kinds = ("category", "segmentation")
     try:
-        data = OxfordIIITPet(root, split, kinds, transform=transform, target_transform=truth, download=download)
+        data = OxfordIIITPet(root, split, KINDS, transform=transform, target_transform=truth, download=download)
     except RuntimeError as error:
         raise SystemExit(f"{error} --download fetches it into {root}.") from error
     return Subset(data, range(0, len(data), max(len(data) // limit, 1))[:limit])

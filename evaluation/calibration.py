@@ -107,7 +107,7 @@ def trust_table(
 
 def sets_table(table: pd.DataFrame) -> pd.DataFrame:
     """Means of each set of images, and of those the model names wrong."""
-    rows = dict(table.groupby("set", sort=False))
+    rows = {str(name): part for name, part in table.groupby("set", sort=False)}
     if table["right"].notna().any():
         known = table[table["right"].notna()]
         rows |= {"named right": known[known["right"].astype(bool)], "named wrong": known[~known["right"].astype(bool)]}

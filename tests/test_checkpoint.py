@@ -17,8 +17,6 @@ from toy_task import random_net
 
 from captum_attnkd import CheckpointError
 from captum_attnkd import checkpoint as files
-from captum_attnkd.levels import Level
-from captum_attnkd.plan import Plan
 from captum_attnkd.target import Target
 
 TENSORS = {
@@ -223,57 +221,6 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing(change: Any, say
     with pytest.raises(CheckpointError, match=says):
         files.load_weights(module, tensors, "file")
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
-
-
-def level(channels: int) -> Level:
-    return Level("layer", 0, "map", channels, (4, 4), 0)  # type: ignore[arg-type]
-
-
-def sized(levels: int, classes: int = 3, exact: bool = True) -> dict[str, Tensor]:
-    """Tensors whose sizes belong together; the deepest level of an exact classifier has no evidence."""
-    tensors = {"student.voices": torch.zeros(levels)}
-    for index in range(levels):
-        tensors[f"student.heads.{index}.mean"] = torch.zeros(4 + index)
-        if index < levels - 1 or not exact:
-            tensors[f"student.heads.{index}.evidence.weight"] = torch.zeros(classes, 4 + index)
-    return tensors
-
-
-def plan(levels: int, classes: int = 3) -> Plan:
-    return Plan("grafted", (3, 8, 8), classes, tuple(level(4 + index) for index in range(levels)))
-
-
-@pytest.mark.parametrize("levels", [1, 2, 64])
-def test_sizes_that_belong_together_are_let_through(levels: int) -> None:
-    files.check_sizes(plan(levels), sized(levels), "file")
-    files.check_sizes(plan(0), sized(levels), "file")  # our own small network: no levels are tapped
-    files.check_sizes(plan(levels), sized(levels, exact=False), "file")
-
-
-@pytest.mark.parametrize(
-    ("levels", "change", "says"),
-    [
-        (2, {"student.voices": None}, "'student.voices' is missing or out of shape"),
-        (2, {"student.voices": torch.zeros(2, 1)}, "'student.voices' is missing or out of shape"),
-        (2, {"student.voices": torch.zeros(0)}, "'student.voices' is missing or out of shape"),
-        (65, {}, "'student.voices' is missing or out of shape"),
-        (2, {"student.heads.1.mean": None}, "statistics of level 1 are missing or out of shape"),
-        (2, {"student.heads.0.mean": torch.zeros(4, 1)}, "statistics of level 0 are missing or out of shape"),
-        (2, {"student.heads.1.mean": torch.zeros(6)}, "level 1 has 6 channels, its metadata says otherwise"),
-        (2, {"student.heads.0.evidence.weight": torch.zeros(2, 4)}, r"evidence of level 0 is \(2, 4\), its metadata"),
-        (2, {"student.heads.0.evidence.weight": torch.zeros(3, 5)}, r"evidence of level 0 is \(3, 5\), its metadata"),
-    ],
-)
-def test_sizes_that_do_not_belong_together_are_refused(levels: int, change: dict[str, Any], says: str) -> None:
-    tensors = {name: tensor for name, tensor in (sized(levels) | change).items() if tensor is not None}
-    with pytest.raises(CheckpointError, match=f"file.*{says}"):
-        files.check_sizes(plan(levels), tensors, "file")
-
-
-@pytest.mark.parametrize(("weights", "described"), [(1, 2), (2, 1), (3, 2)])
-def test_levels_in_another_number_than_described_are_refused(weights: int, described: int) -> None:
-    with pytest.raises(CheckpointError, match="metadata"):
-        files.check_sizes(plan(described), sized(weights), "file")
 
 
 # -- whose it is -------------------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ ALLOWED = {
     ("captum_attnkd/export.py", "import importlib"): "whether the optional packages of the export are there",
     ("evaluation/methods.py", "import importlib"): "a method or model that the user named as module:object",
     ("evaluation/methods.py", "import_module"): "the same",
+    ("evaluation/cli.py", "download="): "handed on from --download",
     ("evaluation/sources.py", "download="): "false unless the user said --download",
     ("evaluation/sources.py", "import xml"): "annotations of VOC; Python's expat refuses entities that grow",
     ("evaluation/workers.py", "import multiprocessing"): "--workers: this program's own processes on this machine",

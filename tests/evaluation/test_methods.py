@@ -27,7 +27,7 @@ def test_every_method_is_found_by_its_name_and_near_names_are_told() -> None:
         find_method("gradcam")
     with pytest.raises(ValueError, match=r"no metric 'pointin'; did you mean pointing"):
         find_metric("pointin")
-    with pytest.raises(ValueError, match=r"no method 'qqqq' Known: ours, saliency"):
+    with pytest.raises(ValueError, match=r"no method 'qqqq' Known: ours, refined-5, "):
         find_method("qqqq")
 
 
@@ -96,7 +96,11 @@ def test_the_mean_map_is_the_mean_of_ours_over_all_images() -> None:
     assert torch.equal(ours, images[torch.arange(5), targets][:, None])
     torch.testing.assert_close(mean, ours.mean(dim=0, keepdim=True).expand(5, 1, 4, 4))
     assert METHODS["mean-map"].at_once
-    assert {name for name, method in METHODS.items() if method.learned} == {"ours", "mean-map"}
+    assert {name for name, method in METHODS.items() if method.learned} == {
+        "ours",
+        "mean-map",
+        *(f"refined-{n}" for n in (5, 10, 20, 40)),
+    }
 
 
 # -- the subject -------------------------------------------------------------------------------------------------------------

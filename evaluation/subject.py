@@ -181,6 +181,11 @@ class ContrastSurrogate:
         classes = self._inner.classes
         return self._inner.saliency(images, target=target // classes, versus=target % classes)
 
+    def refine(self, images: Tensor, target: Tensor, *, steps: int) -> Tensor:
+        """Likewise, refined on these very images."""
+        classes = self._inner.classes
+        return self._inner.refine(images, target=target // classes, versus=target % classes, steps=steps)
+
 
 def last_spatial_layer(model: nn.Module, example: Tensor) -> tuple[str, nn.Module] | None:
     """The last layer whose output has a spatial extent (B, C, h, w), h and w above one.

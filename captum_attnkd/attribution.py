@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -32,7 +33,7 @@ from .refinement import refined
 from .report import FitReport
 from .student import StudentOutput
 from .surrogate import Query, Surrogate
-from .target import OutputKind, Target, left_as_found, lent, own_randomness
+from .target import OutputKind, Target, grad_mode_kept, left_as_found, lent, own_randomness
 from .trust import Trust, TrustWarning, trust_in
 
 Self = TypeVar("Self", bound="AttentiveKDAttribution")
@@ -125,6 +126,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         """Which student was built, and which of the model's modules it taps."""
         return self._ensured().plan
 
+    @grad_mode_kept
     def fit(
         self: Self,
         loader: Iterable[Any],
@@ -248,6 +250,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         """Not offered, as by Captum's own methods."""
         raise NotImplementedError("attribute_future is not implemented for AttentiveKDAttribution; use attribute")
 
+    @grad_mode_kept
     def saliency(
         self,
         inputs: Tensor,
@@ -269,6 +272,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 _warn_of_distrust(self._trust(asked), self.warn_below)
             return _shown(asked.mask, asked.images)
 
+    @grad_mode_kept
     def saliency_all(
         self,
         inputs: Tensor,
@@ -288,14 +292,16 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             seen, _ = self._see(surrogate, images, _extra(additional_forward_args))
             return _shown(surrogate.explain(images, seen, Query(wanted)), images)
 
+    @grad_mode_kept
     def agreement(self, inputs: Tensor, additional_forward_args: Any = None) -> Agreement:
         """How far surrogate and model differ on each image: where they do, distrust the map. Asks the model once."""
         surrogate, images = self._ready(inputs)
         extra = _extra(additional_forward_args)
         with torch.no_grad():
             seen, answer = self._see(surrogate, images, extra)
-            return Agreement.between(self._answer(answer, images, extra), seen.logits.float().log_softmax(dim=1))
+            return _compared(self._answer(answer, images, extra), seen)
 
+    @grad_mode_kept
     def trust(
         self,
         inputs: Tensor,
@@ -314,6 +320,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         with torch.no_grad():
             return self._trust(self._asked(inputs, target, versus, additional_forward_args))
 
+    @grad_mode_kept
     def refine(
         self,
         inputs: Tensor,
@@ -346,6 +353,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             )
         return _shown(mask, asked.images)
 
+    @grad_mode_kept
     def look(self, inputs: Tensor, target: ClassesLike = None, additional_forward_args: Any = None) -> Look:
         """What the levels attend to and say of a class, and the model's probabilities: what figures are drawn from.
 
@@ -408,6 +416,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         """
         self._ensured().save(path, self._target)
 
+    @grad_mode_kept
     def export(self, path: str | os.PathLike[str], dynamic_batch: bool = True) -> None:
         """Write model and surrogate as one ONNX graph: an answer and its map from one pass, without Python.
 
@@ -427,6 +436,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         export(self._ensured(), self._target, path, dynamic_batch)
 
     @classmethod
+    @grad_mode_kept
     def load(
         cls: type[Self],
         path: str | os.PathLike[str],
@@ -435,6 +445,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         device: str | torch.device | None = None,
         backbone: nn.Module | None = None,
         max_images_per_second: float | None = None,
+        warn_below: float | None = None,
         check_target: bool = True,
     ) -> Self:
         """Read a surrogate and put it on its model.
@@ -445,6 +456,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             device: where to put the surrogate; None puts it where the model is.
             backbone: the network of a compact student that was built on a module of yours; its weights are overwritten.
             max_images_per_second: as in the constructor.
+            warn_below: as in the constructor.
             check_target: ask the model about two fixed images, and refuse it if it answers otherwise than the model that
                 the surrogate was fitted to. A surrogate on another model explains the wrong thing.
 
@@ -460,7 +472,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 f"{saved.where} was fitted with a backbone of yours; pass the same network: load(..., backbone=...)"
             )
         loaded = cls(forward_func, student=plan.student, backbone=backbone or plan.backbone, output=saved.output,
-                     max_images_per_second=max_images_per_second)  # fmt: skip
+                     max_images_per_second=max_images_per_second, warn_below=warn_below)  # fmt: skip
         loaded._target.dtype = saved.dtype
         loaded._target.check_mode()
         loaded._fitted = saved.put_on(loaded._target, backbone, device, check_target)
@@ -520,7 +532,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
 
     def _trust(self, asked: _Asked) -> Trust:
         whole = self._answer(asked.answer, asked.images, asked.extra)
-        agreement = Agreement.between(whole, asked.seen.logits.float().log_softmax(dim=1))
+        agreement = _compared(whole, asked.seen)
         return trust_in(
             asked.mask, asked.images, asked.query,
             lambda shown: self._target.log_probabilities(shown, *asked.extra),
@@ -539,6 +551,11 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
     def _answer(self, known: Tensor | None, images: Tensor, extra: tuple[Any, ...]) -> Tensor:
         """The model's log-probabilities (B, K): at hand from a grafted pass, else asked for."""
         return self._target.log_probabilities(images, *extra) if known is None else known
+
+
+def _compared(answer: Tensor, seen: StudentOutput) -> Agreement:
+    """The model's log-probabilities (B, K) beside the student's."""
+    return Agreement.between(answer, seen.logits.float().log_softmax(dim=1))
 
 
 def _shown(mask: Mask, images: Tensor) -> Tensor:
@@ -574,20 +591,33 @@ def _warn_of_distrust(trust: Trust, least: float) -> None:
         warnings.warn(
             f"maps of {len(doubtful)} of {len(trust.score)} images have a trust score below {least:g}: image {some}{more}",
             TrustWarning,
-            stacklevel=4,
+            stacklevel=_callers_level(),
         )
 
 
 def _warn_of_doubt(report: FitReport) -> None:
     """Say so where a fit is too small or too poor for its maps to be used."""
     if report.images < 50:
-        warnings.warn(f"fitted on {report.images} images only; maps need hundreds to be of use", stacklevel=3)
+        warnings.warn(
+            f"fitted on {report.images} images only; maps need hundreds to be of use", stacklevel=_callers_level()
+        )
     if report.agreement < 0.8:
         warnings.warn(
             f"the student names the model's class on only {report.agreement:.0%} of the held-out images: its maps explain another "
             "prediction; fit on more images, or longer (distil_steps=)",
-            stacklevel=3,
+            stacklevel=_callers_level(),
         )
+
+
+def _callers_level() -> int:
+    """The `stacklevel` by which a warning of the calling function names the line outside this package and Captum."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "captum_attnkd",
+        "captum",
+    ):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _digest(probe: Tensor) -> str:

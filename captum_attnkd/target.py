@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from .errors import AttnKDError, InputError, TargetError
 
 OutputKind = Literal["auto", "logits", "probabilities"]
+_Given = ParamSpec("_Given")
+_Answer = TypeVar("_Answer")
 
 # Modules of these families answer differently in training mode; others may carry the flag without harm.
 _MODE_DEPENDENT = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
@@ -302,6 +305,24 @@ def lent(module: nn.Module | None) -> Iterator[None]:
         for parameter, requires_grad, grad in parameters:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
+
+
+def grad_mode_kept(call: Callable[_Given, _Answer]) -> Callable[_Given, _Answer]:
+    """Whether autograd records is as before the call, also after a Ctrl-C inside `torch.no_grad`.
+
+    That context is Python code, which a signal can enter between its taking effect and its being sure to be undone. In the
+    `finally` below no Python code runs before the C function has done its work.
+    """
+
+    @functools.wraps(call)
+    def kept(*args: _Given.args, **given: _Given.kwargs) -> _Answer:
+        before = torch.is_grad_enabled()
+        try:
+            return call(*args, **given)
+        finally:
+            torch._C._set_grad_enabled(before)
+
+    return kept
 
 
 @contextlib.contextmanager

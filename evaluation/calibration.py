@@ -15,11 +15,10 @@ from torch import Tensor
 from captum_attnkd.perturbation import blurred
 
 from .measuring import Case
-from .metrics import find_metric
+from .methods import METHODS
+from .metrics import GAP, UNSEEN_GAP, find_metric
 from .subject import Subject
 
-GAP = "insertion less deletion"
-UNSEEN = f"{GAP}, unseen fills"
 CLEAN = "as they are"
 COVERED = (1.0, 0.9, 0.7, 0.5, 0.3)
 
@@ -65,11 +64,10 @@ def trust_table(
 
     Returns:
         Columns: set, image, right (whether the model names the true class; NA where that is not known), confidence (of the class
-        explained), trust, agrees, divergence, kept, deleted, `GAP`, `UNSEEN`.
+        explained), trust, agrees, divergence, kept, deleted, `GAP`, `UNSEEN_GAP`.
     """
-    surrogate = subject.surrogate
-    if surrogate is None:
-        raise ValueError("trust is that of our maps: fit a surrogate, or name its file with --surrogate")
+    explain, surrogate = METHODS["ours"].on(subject), subject.surrogate
+    assert surrogate is not None  # ours says so first
     sets = {CLEAN: images} | {name: spoil(images, subject.deviation) for name, spoil in SPOILT.items()}
     if other is not None:
         sets["other data"] = other
@@ -80,8 +78,8 @@ def trust_table(
         parts = [
             surrogate.trust(x, t) for x, t in zip(some.split(subject.batch), named.split(subject.batch), strict=True)
         ]
-        maps = subject.explained(lambda x, t: surrogate.saliency(x, target=t), some, named)
-        scores = find_metric("insertion-deletion").of(Case(subject, some, named, maps, surrogate.saliency)).scores
+        maps = subject.explained(explain, some, named)
+        scores = find_metric("insertion-deletion").of(Case(subject, some, named, maps, explain)).scores
         known = labels is not None and name != "other data"
         tables.append(
             pd.DataFrame(
@@ -98,7 +96,7 @@ def trust_table(
                         )
                     },
                     GAP: scores[GAP].tolist(),
-                    UNSEEN: scores[UNSEEN].tolist(),
+                    UNSEEN_GAP: scores[UNSEEN_GAP].tolist(),
                 }
             )
         )  # fmt: skip
@@ -111,7 +109,7 @@ def sets_table(table: pd.DataFrame) -> pd.DataFrame:
     if table["right"].notna().any():
         known = table[table["right"].notna()]
         rows |= {"named right": known[known["right"].astype(bool)], "named wrong": known[~known["right"].astype(bool)]}
-    columns = ["confidence", "trust", "agrees", "kept", "deleted", GAP, UNSEEN]
+    columns = ["confidence", "trust", "agrees", "kept", "deleted", GAP, UNSEEN_GAP]
     made = pd.DataFrame({name: part[columns].astype(float).mean() for name, part in rows.items()}).T
     made.insert(0, "images", [len(part) for part in rows.values()])
     return made
@@ -123,12 +121,12 @@ def foretelling_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     Faithfulness is also given as a share of the class's probability: an image the model is sure of has more to lose.
 
     Returns:
-        One row a measure and a guide (trust, confidence): Spearman's correlation with its bootstrap 95 % interval, and the mean
-        of the half that is trusted most less that of the other half, with its interval.
+        One row a measure and a guide (trust, confidence): Spearman's correlation with its bootstrap 95 % interval, and the means
+        of the half that the guide puts first and of the other.
     """
     rows = []
     drawn = np.random.default_rng(seed)
-    for measure in (GAP, UNSEEN, f"{GAP}, relative", f"{UNSEEN}, relative"):
+    for measure in (GAP, UNSEEN_GAP, f"{GAP}, relative", f"{UNSEEN_GAP}, relative"):
         truth = table[measure.removesuffix(", relative")]
         truth = truth / table["confidence"] if measure.endswith("relative") else truth
         for guide in ("trust", "confidence"):

@@ -14,11 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from captum_attnkd import AttentiveKDAttribution
 from captum_attnkd.objectives import Pixels
 
 from . import explainers, perturbing
 from .explainers import Explainer
-from .subject import Subject
+from .subject import ContrastSurrogate, Subject
 
 Kind = Literal["ours", "gradients", "class activation", "perturbation", "optimised", "control"]
 
@@ -78,17 +79,19 @@ def _layer(subject: Subject) -> nn.Module:
     return subject.layer
 
 
-def _ours(subject: Subject) -> Explainer:
-    surrogate = subject.surrogate
-    if surrogate is None:
+def _fitted(subject: Subject) -> AttentiveKDAttribution | ContrastSurrogate:
+    if subject.surrogate is None:
         raise ValueError("our method needs a fitted surrogate: fit one, or name its file with --surrogate")
+    return subject.surrogate
+
+
+def _ours(subject: Subject) -> Explainer:
+    surrogate = _fitted(subject)
     return lambda images, classes: surrogate.saliency(images, target=classes)
 
 
 def _refined(subject: Subject, steps: int) -> Explainer:
-    surrogate = subject.surrogate
-    if surrogate is None:
-        raise ValueError("our method needs a fitted surrogate: fit one, or name its file with --surrogate")
+    surrogate = _fitted(subject)
     return lambda images, classes: surrogate.refine(images, target=classes, steps=steps)
 
 

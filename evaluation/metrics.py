@@ -17,6 +17,10 @@ from .methods import named
 from .quantus_metrics import QUANTUS
 from .road import road_curve
 
+GAP = "insertion less deletion"
+UNSEEN_GAP = f"{GAP}, unseen fills"
+
+
 # -- faithfulness ------------------------------------------------------------------------------------------------------------
 
 
@@ -41,10 +45,8 @@ def _faithful(case: Case, steps: int) -> Measured:
     scores = {
         "insertion": torch.stack(list(insertion.values())).mean(dim=0),
         "deletion": torch.stack(list(deletion.values())).mean(dim=0),
-        "insertion less deletion": torch.stack(list(gap.values())).mean(dim=0),
-        "insertion less deletion, unseen fills": torch.stack([gap[fill] for fill in UNSEEN if fill in fills]).mean(
-            dim=0
-        ),
+        GAP: torch.stack(list(gap.values())).mean(dim=0),
+        UNSEEN_GAP: torch.stack([gap[fill] for fill in UNSEEN if fill in fills]).mean(dim=0),
     }
     for fill in fills:
         scores |= {f"insertion, {fill}": insertion[fill], f"deletion, {fill}": deletion[fill]}

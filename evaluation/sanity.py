@@ -24,7 +24,7 @@ from .likeness import likeness
 from .localisation import saliency_share
 from .measuring import Case
 from .methods import METHODS, Method
-from .metrics import find_metric
+from .metrics import GAP, find_metric
 from .probe import probe
 from .sources import ImageSet
 from .statistics import paired_interval
@@ -32,7 +32,6 @@ from .subject import Subject
 
 SHIFT = 0.5  # of all pixels, in units of standardised images
 STAGES = {"top third": 1 / 3, "top two thirds": 2 / 3}  # and, after them, all
-_GAP = "insertion less deletion"
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class Sanity:
         own, other = self._own_gap, self._gap(self._random)
         figures = {"own": Figure.of(own), "of a random model": Figure.of(other), "difference": Figure.of(own - other)}
         return Verdict(
-            "explainer of a random model", figures["difference"].low > 0, f"difference of {_GAP} above 0", figures
+            "explainer of a random model", figures["difference"].low > 0, f"difference of {GAP} above 0", figures
         )
 
     # -- does it depend on the question? -----------------------------------------------------------------------------------
@@ -154,7 +153,7 @@ class Sanity:
         first, second = self._own, self._maps(self._brief, rivals)
         own = self._own_gap + self._gap(second, rivals)
         crossed = self._gap(second) + self._gap(first, rivals)
-        figures = {f"own less other's {_GAP}": Figure.of((own - crossed) / 2)}
+        figures = {f"own less other's {GAP}": Figure.of((own - crossed) / 2)}
         figures |= {f"the two maps, {name}": Figure.of(values) for name, values in likeness(first, second).items()}
         return Verdict("class", next(iter(figures.values())).low > 0, "own less other's above 0", figures)
 
@@ -243,7 +242,7 @@ class Sanity:
         return self.subject.explained(explain, self.data.images + shift, self.targets if targets is None else targets)
 
     def _gap(self, maps: Tensor, targets: Tensor | None = None) -> Tensor:
-        return self._measured("insertion-deletion", maps, targets)[_GAP]
+        return self._measured("insertion-deletion", maps, targets)[GAP]
 
     def _sensitivity(self, explain: Explainer) -> dict[str, Tensor]:
         maps = self._maps(explain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +104,17 @@ def test_attribute_warns_of_maps_below_the_threshold_and_names_them(
         fitted.warn_below = None
     assert torch.equal(warned, silent)
     assert torch.equal(silent, fitted.attribute(images))
+
+
+def test_the_warning_names_the_line_that_asked_and_a_loaded_surrogate_warns_too(
+    fitted: AttentiveKDAttribution, model: TinyNet, images: Tensor, tmp_path: Path
+) -> None:
+    fitted.save(tmp_path / "surrogate.safetensors")
+    loaded = AttentiveKDAttribution.load(tmp_path / "surrogate.safetensors", model, warn_below=1.0)
+    for ask in (loaded.attribute, loaded.saliency):
+        with pytest.warns(TrustWarning) as caught:
+            ask(images)
+        assert [warning.filename for warning in caught] == [__file__]
 
 
 @pytest.mark.parametrize("value", [0, -0.1, 1.5, "high"])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -153,6 +154,46 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         return type(one) is type(other) and bool(one == other)
 
     return sorted(name for name in before.keys() | after.keys() if not same(before.get(name), after.get(name, ...)))
+
+
+class OneConvolution(nn.Sequential):
+    """One convolution, the mean, a linear layer, for grey images: nothing that would be slow."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(4)
+            super().__init__(
+                nn.Conv2d(1, width, 3, stride=2),
+                nn.ReLU(),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(width, classes),
+            )
+        self.eval()
+
+
+def from_the_call(patch: pytest.MonkeyPatch, moment: tuple[Any, str, int], begin: Callable[[], None]) -> list[int]:
+    """Have `begin` called before the nth call of a function (owner, name, n); gives the count of its calls."""
+    owner, name, number = moment
+    original, calls = getattr(owner, name), [0]
+
+    def counted(*args: Any, **given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            begin()
+        return original(*args, **given)
+
+    patch.setattr(owner, name, counted)
+    return calls
+
+
+def raising(error: BaseException | type[BaseException]) -> Callable[..., Any]:
+    """A function that raises it, whatever it is called with."""
+
+    def fail(*_: Any) -> Any:
+        raise error
+
+    return fail
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from captum_attnkd.evaluation.calibration import (
     CLEAN,
     GAP,
     SPOILT,
-    UNSEEN,
+    UNSEEN_GAP,
     coverage,
     coverage_table,
     draw_coverage,
@@ -31,7 +31,7 @@ def made_up(trust: np.ndarray, gap: np.ndarray) -> pd.DataFrame:
     count = len(trust)
     return pd.DataFrame(
         {"set": CLEAN, "image": range(count), "right": pd.NA, "confidence": 0.5, "trust": trust, "agrees": True,
-         "divergence": 0.0, "kept": 0.5, "deleted": 0.1, GAP: gap, UNSEEN: gap}
+         "divergence": 0.0, "kept": 0.5, "deleted": 0.1, GAP: gap, UNSEEN_GAP: gap}
     )  # fmt: skip
 
 

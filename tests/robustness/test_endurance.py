@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,17 @@ import psutil
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_task import TinyNet, assert_same_weights, changes, fit_quickly, loader_of, random_net, state_of, weights_of
+from toy_task import (
+    OneConvolution,
+    TinyNet,
+    assert_same_weights,
+    changes,
+    fit_quickly,
+    loader_of,
+    random_net,
+    state_of,
+    weights_of,
+)
 
 from captum_attnkd import AttentiveKDAttribution, levels
 from captum_attnkd.allocator import trim
@@ -23,18 +35,6 @@ from captum_attnkd.allocator import trim
 pytestmark = pytest.mark.timeout(7200)
 Counted = Callable[[int, int], int]
 MIB = 2**20
-
-
-class Smallest(nn.Sequential):
-    """One convolution, the mean, a linear layer: nothing that would be slow."""
-
-    def __init__(self) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(4)
-            super().__init__(
-                nn.Conv2d(1, 2, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)
-            )
-        self.eval()
 
 
 def tensors_alive() -> int:
@@ -53,7 +53,7 @@ def resident() -> int:
 
 
 def test_memory_tensors_and_hooks_stay_flat_over_many_calls(counted: Counted) -> None:
-    net, shown = Smallest(), torch.randn(1, 1, 8, 8)
+    net, shown = OneConvolution(2, 2), torch.randn(1, 1, 8, 8)
     images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(5))
     attribution = fit_quickly(AttentiveKDAttribution(net), [images], steps=1)
     calls = counted(600, 100_000)
@@ -71,7 +71,7 @@ def test_memory_tensors_and_hooks_stay_flat_over_many_calls(counted: Counted) ->
 
 
 def test_refused_calls_keep_nothing(counted: Counted) -> None:
-    net = Smallest()
+    net = OneConvolution(2, 2)
     images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(5))
     attribution = fit_quickly(AttentiveKDAttribution(net), [images], steps=1)
 
@@ -144,6 +144,46 @@ def test_ctrl_c_at_any_moment_of_a_question_leaves_no_hook_and_no_lock(
     assert hits > times // 4
     assert changes(before, state_of(net)) == []
     assert torch.equal(attribution.attribute(shown, target=1), wanted)
+
+
+class CtrlCWithin:
+    """Press Ctrl-C before the nth line that runs in a file of Python code."""
+
+    def __init__(self, file: str, number: int) -> None:
+        self.file, self.number, self.lines = file, number, 0
+
+    def __enter__(self) -> CtrlCWithin:
+        self._before = sys.gettrace()
+        sys.settrace(self._step)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _step(self, frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename != self.file:
+            return None
+        self.lines += event == "line"
+        if event == "line" and self.lines == self.number:
+            raise KeyboardInterrupt
+        return self._step
+
+
+@pytest.mark.parametrize("name", ["attribute", "agreement", "trust", "refine"])
+def test_ctrl_c_inside_no_grad_leaves_autograd_on(name: str) -> None:
+    """A signal can enter `torch.no_grad` itself, between its taking effect and its being sure to be undone."""
+    net, shown = random_net(3), loader_of(2, 3)[0][0]
+    ask = getattr(fit_quickly(AttentiveKDAttribution(net), loader_of(40, 1)), name)
+    for number in itertools.count(1):
+        ctrl_c = CtrlCWithin(torch.autograd.grad_mode.__file__, number)
+        try:
+            with ctrl_c:
+                ask(shown)
+        except KeyboardInterrupt:
+            assert torch.is_grad_enabled(), number
+        else:
+            break
+    assert number > 3
 
 
 def test_ctrl_c_at_any_moment_of_a_fit_leaves_the_model_and_the_attribution_as_they_were(

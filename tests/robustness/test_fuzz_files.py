@@ -20,7 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from toy_task import assert_same_weights, fit_quickly, weights_of
+from toy_task import OneConvolution, assert_same_weights, fit_quickly, weights_of
 
 from captum_attnkd import AttentiveKDAttribution, AttnKDError, CheckpointError, InputError
 from captum_attnkd import checkpoint as files
@@ -30,25 +30,13 @@ Counted = Callable[[int, int], int]
 GIB = 2**30
 
 
-class SmallNet(nn.Sequential):
-    """A target of one layer and a mean: loading is then mostly reading."""
-
-    def __init__(self) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(4)
-            super().__init__(
-                nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
-            )
-        self.eval()
-
-
 SHOWN = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(6))
 LOADER = [torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(5))]
 
 
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
-    return SmallNet()
+    return OneConvolution(4, 3)
 
 
 # -- what must not happen ----------------------------------------------------------------------------------------------

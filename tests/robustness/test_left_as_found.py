@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_task import SIDE, TinyNet, changes, fit_quickly, loader_of, random_net, single_squares, state_of
+from toy_task import (
+    SIDE,
+    TinyNet,
+    changes,
+    fit_quickly,
+    from_the_call,
+    loader_of,
+    raising,
+    random_net,
+    single_squares,
+    state_of,
+)
 
 import captum_attnkd.attribution as door
 from captum_attnkd import AttentiveKDAttribution
@@ -156,20 +167,10 @@ STAGES: dict[str, tuple[Any, str, int]] = {
 
 @contextlib.contextmanager
 def failing_at(stage: tuple[Any, str, int], error: type[BaseException]) -> Iterator[None]:
-    owner, name, number = stage
-    original, calls = getattr(owner, name), 0
-
-    def counted(*args: Any, **given: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            raise error
-        return original(*args, **given)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, name, counted)
+        calls = from_the_call(patch, stage, raising(error))
         yield
-    assert calls >= number, "the stage was never reached"
+    assert calls[0] >= stage[2], "the stage was never reached"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from test_resume import fit, shuffling
-from toy_task import TinyNet, assert_same_weights, changes, random_net, state_of, weights_of
+from toy_task import TinyNet, assert_same_weights, changes, from_the_call, raising, random_net, state_of, weights_of
 
 from captum_attnkd import AttentiveKDAttribution, TargetError
 from captum_attnkd.fitting import Fit, FitSettings
@@ -40,13 +40,6 @@ def unsteady() -> Unsteady:
     return net
 
 
-def raising(error: BaseException) -> Callable[[Any], Any]:
-    def trouble(scores: Any) -> Any:
-        raise error
-
-    return trouble
-
-
 TROUBLES: dict[str, tuple[Callable[[torch.Tensor], Any], type[BaseException], str]] = {
     "raises": (raising(ConnectionError("the line is down")), ConnectionError, "the line is down"),
     "raises RuntimeError": (raising(RuntimeError("the kernel failed")), RuntimeError, "the kernel failed"),
@@ -69,21 +62,6 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
     "stage 2, a step": (Fit, "_save", 5),
     "the report": (Validation, "figures", 1),
 }
-
-
-def from_the_call(patch: pytest.MonkeyPatch, moment: tuple[Any, str, int], begin: Callable[[], None]) -> list[int]:
-    """Have `begin` called before the nth call of a method."""
-    owner, name, number = moment
-    original, calls = getattr(owner, name), [0]
-
-    def counted(self: Any, *args: Any, **given: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == number:
-            begin()
-        return original(self, *args, **given)
-
-    patch.setattr(owner, name, counted)
-    return calls
 
 
 def fit_it(net: TinyNet, student: str, state: Path | None, **settings: Any) -> AttentiveKDAttribution:

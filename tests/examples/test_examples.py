@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import nbformat
 import numpy as np
@@ -113,6 +114,33 @@ def test_lesions_are_drawn_where_their_masks_are(run: Run) -> None:
         [image[0][~mask].mean() for image, mask in zip(clean.images[sick], clean.lesions[sick], strict=True)]
     )
     assert (inside < outside).float().mean() > 0.9
+
+
+@pytest.mark.skipif(not hasattr(getattr(torch.onnx, "ONNXProgram", None), "save"), reason="export needs torch 2.6")
+def test_maps_are_served_from_a_graph(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime", reason="serving is an extra")
+    monkeypatch.setenv("GRAPHS", str(tmp_path))
+    told = run("serve_onnx")
+    assert float(re.search(r"differ by (\S+) at most", told)[1]) < 1e-4  # type: ignore[index]
+    alone, both = (float(rate) for rate in re.findall(r"(\d+\.\d) images/s", told))
+    assert both > 0
+    assert alone > 0
+    example = runpy.run_path(str(EXAMPLES / "serve_onnx.py"))
+    images = np.zeros((2, 1, 64, 64), dtype=np.float32)
+    with example["serving"]() as address:
+        assert example["post"](f"{address}/explainer?target=3", images)["saliency"].shape == images.shape
+        for path, sent, said in (
+            ("explainer?target=10", images, "10"),
+            ("explainer?target=three", images, "three"),
+            ("model", images.astype(np.float64), "float64"),
+            ("model", images[0], r"\(1, 64, 64\)"),
+            ("model", np.zeros((65, 1, 64, 64), np.float32), "1 to 64 images"),
+            ("model", np.array([{}]), "allow_pickle"),
+        ):
+            with pytest.raises(HTTPError) as refused:
+                example["post"](f"{address}/{path}", sent)
+            assert refused.value.code == 400
+            assert re.search(said, refused.value.read().decode())
 
 
 def test_two_processes_end_with_equal_weights_and_one_writes(tmp_path: Path) -> None:

@@ -23,12 +23,12 @@ from captum_attnkd.errors import AttnKDError
 
 from .classifiers import OURS, find_classifier
 from .measuring import Metric
-from .methods import METHODS, Method, find_method
+from .methods import METHODS, Method, find_method, for_classes
 from .metrics import all_metrics, find_metric
 from .preparing import SURROGATE, prepare
 from .report import About, write_report
 from .sources import GENERATED, KINDS, ImageSet, load, square
-from .speed import FORWARD, break_even, machine, speed
+from .speed import break_even, machine, speed
 from .store import Store, key
 from .study import Outcome, Study
 from .summary import means
@@ -223,6 +223,7 @@ def speed_command(
     methods: Methods = "default",
     batches: Annotated[str, typer.Option(help="Images at once, by comma.")] = "1,32",
     repeats: Annotated[int, typer.Option(min=1, help="Taken in turn over all methods.")] = 7,
+    classes: Annotated[str, typer.Option(help="Maps of so many classes of each image, by comma.")] = "1",
     student: Student = "auto",
     weights: Weights = None,
     limit: Limit = 32,
@@ -243,7 +244,9 @@ def speed_command(
         prepared = prepare(**_arguments(locals()))
         targets = prepared.subject.ask(prepared.data.images).argmax(dim=1)
         sizes = sorted({_whole(one, "batches") for one in batches.split(",")})
-        table = speed(prepared.subject, chosen, prepared.data.images, targets, sizes, repeats)
+        counts = sorted({_whole(one, "classes") for one in classes.split(",")})
+        asked = [method if count == 1 else for_classes(method, count) for count in counts for method in chosen]
+        table = speed(prepared.subject, asked, prepared.data.images, targets, sizes, repeats)
         out.mkdir(parents=True, exist_ok=True)
         table.to_csv(out / "speed.csv", index=False)
         wide = table[table["failure"] == ""].pivot(index="method", columns="batch", values=["ms", "ratio", "peak_mib"])
@@ -256,9 +259,8 @@ def speed_command(
             typer.echo(f"failed: {row.method}, batch {row.batch}: {row.failure}")
         attribution = prepared.subject.surrogate
         one = table[(table["batch"] == sizes[-1]) & (table["failure"] == "")].set_index("method")["ms"] / 1e3
-        one = one.drop(
-            [FORWARD, *(method.name for method in chosen if method.learned and method.name != "ours")], errors="ignore"
-        )
+        others = [method.name for method in chosen if method.name == "ours" or not method.learned]
+        one = one[one.index.isin(others)]
         if attribution is not None and attribution.report_ is not None and "ours" in one:
             cost = attribution.report_
             typer.echo(

@@ -55,6 +55,21 @@ class Method:
         return self.build(subject, **self.settings)
 
 
+def for_classes(method: Method, count: int) -> Method:
+    """The method asked for the maps of classes 0 to `count` - 1 of every image: in one pass if it can, else one after another."""
+
+    def build(subject: Subject, **settings: Any) -> Explainer:
+        surrogate = subject.surrogate
+        if method.build is _ours and isinstance(surrogate, AttentiveKDAttribution):
+            return lambda images, _: surrogate.saliency_all(images, targets=list(range(count)))
+        explain = method.build(subject, **settings)
+        return lambda images, classes: torch.cat(
+            [explain(images, torch.full_like(classes, index)) for index in range(count)], dim=1
+        )
+
+    return replace(method, name=f"{method.name}, {count} classes", build=build)
+
+
 def _of_model(make: Callable[..., Explainer]) -> Callable[..., Explainer]:
     return lambda subject, **settings: make(subject.model, **settings)
 

@@ -142,11 +142,12 @@ def test_ours_is_fitted_on_the_rest_and_kept(place: Path, monkeypatch: pytest.Mo
 def test_speed_prints_a_table_and_when_the_fit_pays(place: Path) -> None:
     code, said = run(
         "speed", "-m", "mine:make", "-i", "photos", "--methods", "saliency,integrated-gradients", "--batches", "1,4",
-        "--repeats", "1", "--out", "here",
+        "--repeats", "1", "--classes", "1,3", "--out", "here",
     )  # fmt: skip
     assert code == 0, said
     table = pd.read_csv(place / "here" / "speed.csv")
     assert set(table["batch"]) == {1, 4}
+    assert {"saliency", "saliency, 3 classes"} < set(table["method"])
     slow, quick = (table[table["method"] == name]["ms"].min() for name in ("integrated-gradients", "forward pass"))
     assert slow > quick
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from captum_attnkd.evaluation.methods import METHODS, Method, find_method
+from captum_attnkd.evaluation.methods import METHODS, Method, find_method, for_classes
 from captum_attnkd.evaluation.metrics import Metric, find_metric
 from captum_attnkd.evaluation.subject import Contrast, ContrastSurrogate, Subject, fingerprint, last_spatial_layer
 from torch import Tensor, nn
 from toy_task import TinyNet, random_net
+
+from captum_attnkd import AttentiveKDAttribution
 
 
 def subject_of(model: nn.Module, **more: object) -> Subject:
@@ -87,6 +89,20 @@ class Colours:
     def saliency(self, images: Tensor, target: Tensor, versus: Tensor | None = None) -> Tensor:
         rows = torch.arange(len(images))
         return (images[rows, target] - (0 if versus is None else images[rows, versus]))[:, None]
+
+
+def test_maps_of_several_classes_are_those_of_each(fitted: AttentiveKDAttribution, images: Tensor) -> None:
+    subject = subject_of(fitted.forward_func, surrogate=fitted)
+    some, asked = images[:2], torch.tensor([2, 0])
+    for name in ("ours", "saliency"):
+        several = for_classes(METHODS[name], 3)
+        found = several.on(subject)(some, asked)
+        alone = [METHODS[name].on(subject)(some, torch.full_like(asked, index)) for index in range(3)]
+        torch.testing.assert_close(found, torch.cat(alone, dim=1), atol=1e-5, rtol=0)
+        assert several.name == f"{name}, 3 classes"
+    before = fitted._target.queries
+    for_classes(METHODS["ours"], 3).on(subject)(some, asked)
+    assert fitted._target.queries - before <= len(some), "one pass for all"
 
 
 def test_the_mean_map_is_the_mean_of_ours_over_all_images() -> None:

@@ -417,6 +417,56 @@ def trust_command(
         typer.echo(f"\nFigures: {out / 'trust.csv'}; curve: {out / 'trust.png'}")
 
 
+@app.command("ablation")
+def ablation_command(
+    model: Model,
+    images: Images,
+    fit: Annotated[str, typer.Option(help="Images to fit on, named as in --images; or `rest`.")],
+    out: Out = Path("out/ablation"),
+    parts: Annotated[str, typer.Option(help="By comma, or `all`; each is switched off in turn.")] = "all",
+    metrics: Metrics = "insertion-deletion",
+    seeds: Annotated[int, typer.Option(min=1, help="Fits of each, with seeds from 0 on.")] = 3,
+    distil_steps: Annotated[int, typer.Option(min=0)] = 100,
+    explain_steps: Annotated[int, typer.Option(min=0)] = 500,
+    student: Student = "auto",
+    weights: Weights = None,
+    limit: Limit = None,
+    held_out: HeldOut = None,
+    size: Size = None,
+    mean: Mean = None,
+    deviation: Deviation = None,
+    batch: Batch = 30,
+    device: Device = None,
+    precision: Precision = "auto",
+    download: Download = False,
+) -> None:
+    """What is each part of ours worth? The same fit with one part off, judged on the same images, over several seeds.
+
+    attnkd ablation -m digits -i digits:60 --fit digits-train -o out/digits
+    """
+    from . import ablation
+
+    with _told():
+        chosen = list(ablation.PARTS) if parts == "all" else _split(parts)
+        prepared = prepare(**_arguments(locals()), fitted=False)
+        subject, data = prepared.subject, prepared.data
+        judged = _metrics(metrics, data)
+        targets = subject.ask(data.images).argmax(dim=1) if data.targets is None else data.targets
+        table = ablation.ablate(
+            subject, data, targets, judged, chosen, range(seeds), out, typer.echo,
+            distil_steps=distil_steps, explain_steps=explain_steps,
+        )  # fmt: skip
+        table.to_csv(out / "ablation.csv", index=False)
+        typer.echo(
+            f"\n{len(data)} images, {seeds} seeds; {machine(subject.device)}; less: than with all of it, [95 %] over images"
+        )
+        for column in table["column"].unique():
+            typer.echo(
+                f"\n{column}\n{ablation.ablation_table(table, column).to_string(float_format=lambda x: f'{x:.3f}')}"
+            )
+        typer.echo(f"\nScores: {out / 'ablation.csv'}")
+
+
 @app.command("names")
 def names_command() -> None:
     """What methods, metrics and kinds of images there are."""

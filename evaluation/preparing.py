@@ -63,6 +63,7 @@ def prepare(
     precision: str = "auto",
     download: bool = False,
     progress: bool | None = None,
+    fitted: bool = True,
 ) -> Prepared:
     """Find the model, read the images, load or fit the surrogate.
 
@@ -87,6 +88,7 @@ def prepare(
         precision: as in `Subject`.
         download: whether torchvision's data sets may be fetched.
         progress: whether bars are shown; None shows them at a terminal.
+        fitted: whether a surrogate is wanted; without one `fit` serves fits to come.
 
     Raises:
         ValueError: a name is not known, or things do not fit together; the message says what to do.
@@ -125,18 +127,18 @@ def prepare(
         source, left = (images, held_out or 0) if fit == "rest" else (fit, 0)
         rest = Rest(source, transform, download, left, studied)
 
-        def refit(model: nn.Module, seed: int, shift: float = 0.0) -> AttentiveKDAttribution:
+        def refit(model: nn.Module, seed: int, shift: float = 0.0, **steps: int) -> AttentiveKDAttribution:
             kind = student if attribution is None else attribution.plan.student
             # The same images are held out of each: fits that are compared differ in the model and the seed alone.
             learned, kept = rest.split(shift=shift)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is nothing to be learned from a random model is the point
                 made = AttentiveKDAttribution(model, student=kind)
-                return made.fit(learned, val_loader=kept, seed=seed, progress=progress, **REFIT)
+                return made.fit(learned, val_loader=kept, seed=seed, progress=progress, **(REFIT | steps))
 
     if surrogate is not None:
         attribution = AttentiveKDAttribution.load(surrogate, given)
-    elif fit is not None:
+    elif fit is not None and fitted:
         folder.mkdir(parents=True, exist_ok=True)
         # A state for each fit: another one in the same folder does not meet it.
         of = key(model, weights, images, fit, held_out, student, seed, found.size, found.mean, found.deviation)[:8]

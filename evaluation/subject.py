@@ -19,9 +19,9 @@ from captum_attnkd.target import check_output
 
 
 class Refit(Protocol):
-    """Fits our surrogate to a model, with a seed, to images whose pixels are shifted."""
+    """Fits our surrogate to a model, with a seed, to images whose pixels are shifted, briefly or in as many steps as named."""
 
-    def __call__(self, model: nn.Module, seed: int, shift: float = 0.0) -> AttentiveKDAttribution:
+    def __call__(self, model: nn.Module, seed: int, shift: float = 0.0, **steps: int) -> AttentiveKDAttribution:
         """The fitted surrogate."""
 
 

@@ -335,8 +335,7 @@ def sanity_command(
             raise ValueError("ours is fitted anew to models put at random: name images to learn from with --fit")
         prepared = prepare(**_arguments(locals()))
         subject, data = prepared.subject, prepared.data
-        if data.rivals is not None:
-            raise ValueError("the checks ask about single classes; these images come with rivals")
+        _single_classes(data)
         other = None
         if model in OURS or shuffled is not None:
             found = find_classifier(shuffled or model, kept=out, shuffled=shuffled is None).model
@@ -395,6 +394,7 @@ def trust_command(
     with _told():
         prepared = prepare(**_arguments(locals()))
         subject, data, found = prepared.subject, prepared.data, prepared.classifier
+        _single_classes(data)
         strange = None
         if other is not None:
             strange = load(
@@ -450,6 +450,7 @@ def ablation_command(
         chosen = list(ablation.PARTS) if parts == "all" else _split(parts)
         prepared = prepare(**_arguments(locals()), fitted=False)
         subject, data = prepared.subject, prepared.data
+        _single_classes(data)
         judged = _metrics(metrics, data)
         targets = subject.ask(data.images).argmax(dim=1) if data.targets is None else data.targets
         table = ablation.ablate(
@@ -495,6 +496,11 @@ def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("mean", "deviation"):
         chosen[name] = _numbers(chosen.get(name), name)
     return {"folder": chosen.pop("out"), **chosen}
+
+
+def _single_classes(data: ImageSet) -> None:
+    if data.rivals is not None:
+        raise ValueError("this asks about single classes; these images come with rivals")
 
 
 def _numbers(text: str | None, name: str) -> tuple[float, ...] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,10 @@ def make():
     net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU(),
                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4))
     return Classifier(net.eval(), 32, (0.5,) * 3, (0.5,) * 3, ("a", "b", "c", "d"))
+
+def many():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 24))
+    return Classifier(net.eval(), 32, (0.5,) * 3, (0.5,) * 3)
 
 def function():
     net = make().model
@@ -119,24 +124,61 @@ def test_a_study_from_the_command_line_and_again_from_its_cache(place: Path, mon
     pd.testing.assert_frame_equal(first, pd.read_csv(place / "here" / "scores.csv"))
 
 
-def test_ours_is_fitted_on_the_rest_and_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def short_fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Fits of one step; how many images each was given."""
     fit = AttentiveKDAttribution.fit
     seen: list[int] = []
 
     def short(self: AttentiveKDAttribution, loader: torch.utils.data.DataLoader, **settings: object) -> object:
         seen.append(sum(len(batch) for batch in loader))
-        return fit(self, loader, distil_steps=1, explain_steps=1, batch_size=4, **settings)  # type: ignore[arg-type]
+        settings |= {"distil_steps": 1, "explain_steps": 1, "batch_size": 4}
+        return fit(self, loader, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(AttentiveKDAttribution, "fit", short)
+    return seen
+
+
+def test_ours_is_fitted_on_the_rest_and_kept(place: Path, short_fits: list[int]) -> None:
     code, said = run(*STUDY, "--fit", "rest", "--methods", "ours,random", "--metrics", "road")
     assert code == 0, said
-    assert seen == [18], "24 photographs, 6 of them held out"
+    assert short_fits == [18], "24 photographs, 6 of them held out"
     assert (place / "here" / "surrogate.safetensors").exists()
     code, said = run(
         *STUDY, "--surrogate", "here/surrogate.safetensors", "--methods", "ours,random", "--metrics", "road"
     )
     assert code == 0, said
-    assert len(seen) == 1
+    assert len(short_fits) == 1
+
+
+HELD_OUT = ("-m", "mine:make", "-i", "photos", "--held-out", "6", "--fit", "rest", "--out", "here")
+
+
+def test_trust_tells_what_it_foretells_of_each_set(place: Path, short_fits: list[int]) -> None:
+    code, said = run("trust", *HELD_OUT, "--other", "photos")
+    assert code == 0, said
+    table = pd.read_csv(place / "here" / "trust.csv")
+    assert table.groupby("set").size().to_dict() == dict.fromkeys(
+        ("as they are", "noise", "blur", "JPEG, quality 10", "other data"), 6
+    )
+    assert table["trust"].between(0, 1).all()
+    assert (place / "here" / "trust.png").exists()
+
+
+def test_an_ablation_compares_parts_over_seeds(place: Path, short_fits: list[int]) -> None:
+    code, said = run("ablation", *HELD_OUT, "--parts", "no attention", "--seeds", "2")
+    assert code == 0, said
+    assert short_fits == [16] * 4, "two of the rest are held out, the same for all"
+    assert re.search(r"no attention( +-?\d\.\d{3}){6}", said), said
+
+
+@pytest.mark.parametrize("command", ["trust", "sanity", "ablation"])
+def test_images_with_rivals_are_refused_where_single_classes_are_asked_about(
+    place: Path, short_fits: list[int], command: str
+) -> None:
+    code, said = run(command, "-m", "mine:many", "-i", "bird-pairs:2", "--fit", "birds-train:20", "--out", "here")
+    assert code == 2
+    assert "single classes; these images come with rivals" in said
 
 
 def test_speed_prints_a_table_and_when_the_fit_pays(place: Path) -> None:

@@ -304,9 +304,12 @@ def sanity_command(
         str | None,
         typer.Option(help="`module:function` for a model of the same build that was trained on shuffled labels."),
     ] = None,
-    shortcut: Annotated[
-        bool, typer.Option(help="Also plant a shortcut into a network of our own and look whether the maps find it.")
-    ] = True,
+    checks: Annotated[
+        str,
+        typer.Option(
+            help="Names by comma, or `all`; `planted shortcut` is of a network of our own. A wrong name lists them."
+        ),
+    ] = "all",
     student: Student = "auto",
     weights: Weights = None,
     limit: Limit = 60,
@@ -327,9 +330,18 @@ def sanity_command(
 
         attnkd sanity -m digits -i digits:60 --fit digits-train -o out/digits
     """
-    from .sanity import Sanity, planted  # with what it needs, a second that no other command should take
+    from .sanity import (
+        CHECKS,
+        PLANTED,
+        Sanity,
+        planted,
+    )  # with what it needs, a second that no other command should take
 
     with _told():
+        wanted = [*CHECKS, PLANTED] if checks == "all" else _split(checks)
+        unknown = [name for name in wanted if name not in (*CHECKS, PLANTED)]
+        if unknown:
+            raise ValueError(f"no check {unknown[0]!r}; there are: {', '.join((*CHECKS, PLANTED))}")
         chosen = _methods(methods, fitted=True)
         if any(method.learned for method in chosen) and fit is None:
             raise ValueError("ours is fitted anew to models put at random: name images to learn from with --fit")
@@ -343,8 +355,9 @@ def sanity_command(
         targets = subject.ask(data.images).argmax(dim=1)
         typer.echo(f"{len(data)} images, on {machine(subject.device)}; means over images [bootstrap 95 % intervals]")
         beside: dict[str, dict[str, Tensor]] = {}
-        verdicts = {method.name: Sanity(subject, method, data, targets, other, beside).run() for method in chosen}
-        if shortcut:
+        asked = [name for name in wanted if name != PLANTED]
+        verdicts = {method.name: Sanity(subject, method, data, targets, other, beside).run(asked) for method in chosen}
+        if PLANTED in wanted:
             for name, found_out in planted(chosen, seed).items():
                 verdicts[name].append(found_out)
         out.mkdir(parents=True, exist_ok=True)

@@ -172,6 +172,17 @@ def test_an_ablation_compares_parts_over_seeds(place: Path, short_fits: list[int
     assert re.search(r"no attention( +-?\d\.\d{3}){6}", said), said
 
 
+def test_single_checks_are_made_by_name(place: Path) -> None:
+    photos = ("sanity", "-m", "mine:make", "-i", "photos", "--out", "here")
+    code, said = run(*photos, "--methods", "centre", "--checks", "class,constant shift")
+    assert code == 0, said
+    verdicts = json.loads((place / "here" / "sanity.json").read_text())["centre"]
+    assert {one["check"]: one["passed"] for one in verdicts} == {"class": False, "constant shift": True}
+    code, said = run(*photos, "--checks", "classes")
+    assert code == 2
+    assert "no check 'classes'; there are: weights put at random" in said
+
+
 @pytest.mark.parametrize("command", ["trust", "sanity", "ablation"])
 def test_images_with_rivals_are_refused_where_single_classes_are_asked_about(
     place: Path, short_fits: list[int], command: str

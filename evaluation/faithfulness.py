@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -38,16 +38,23 @@ def perturbation_curve(
     Returns:
         Probabilities (B, steps + 1), on the CPU.
     """
+    shares = [step / steps for step in range(steps + 1)]
+    inner = probabilities_at(shares if ends is None else shares[1:-1], ask, images, maps, targets, fills, insert)
+    return inner if ends is None else torch.cat([ends[0][:, None], inner, ends[1][:, None]], dim=1)
+
+
+@torch.no_grad()
+def probabilities_at(
+    shares: Sequence[float], ask: Ask, images: Tensor, maps: Tensor, targets: Tensor, fills: Tensor, insert: bool
+) -> Tensor:
+    """Probability of the class (B, shares), on the CPU, with only these shares of the pixels shown, or else hidden."""
     ranks = ranks_of(maps)
-    points = []
-    for step in range(steps + 1):
-        if ends is not None and step in (0, steps):
-            points.append(ends[step // steps])
-            continue
-        top = ranks < round(step * ranks[0].numel() / steps)
+    points = [torch.empty(len(images), 0)]
+    for share in shares:
+        top = ranks < round(share * ranks[0].numel())
         shown = top if insert else ~top
-        points.append(probability(ask, torch.where(shown, images, fills), targets))
-    return torch.stack(points, dim=1)
+        points.append(probability(ask, torch.where(shown, images, fills), targets)[:, None])
+    return torch.cat(points, dim=1)
 
 
 def probability(ask: Ask, images: Tensor, targets: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .faithfulness import ranks_of
@@ -43,6 +44,26 @@ def relevance_rank(maps: Tensor, masks: Tensor) -> Tensor:
     sizes = masks.flatten(1).sum(dim=1)
     among = ranks_of(maps)[:, 0].flatten(1) < sizes[:, None]
     return (among & masks.flatten(1)).sum(dim=1) / sizes
+
+
+def boundary_precision(maps: Tensor, masks: Tensor, tolerance: int = 2) -> Tensor:
+    """Share of the outline of the map's K highest pixels that runs near the object's outline (after Csurka et al., 2013): (B,).
+
+    Args:
+        maps: saliency (B, 1, H, W); ties stand in the order of reading.
+        masks: where the objects are (B, H, W), bool, of K pixels each; none may be empty.
+        tolerance: how far, in pixels along each axis, is near.
+    """
+    _refuse_empty(masks)
+    highest = ranks_of(maps)[:, 0] < masks.flatten(1).sum(dim=1)[:, None, None]
+    found, true = (_outline(shapes[:, None].float()) for shapes in (highest, masks))
+    near = F.max_pool2d(true, 2 * tolerance + 1, stride=1, padding=tolerance)
+    return (found * near).sum(dim=(1, 2, 3)) / found.sum(dim=(1, 2, 3))
+
+
+def _outline(shapes: Tensor) -> Tensor:
+    """Pixels of shapes (B, 1, H, W) that touch what is outside; the image's border is outside."""
+    return shapes - (1 - F.max_pool2d(F.pad(1 - shapes, (1, 1, 1, 1), value=1.0), 3, stride=1))
 
 
 def _refuse_empty(masks: Tensor) -> None:

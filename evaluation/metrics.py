@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .faithfulness import area, drop_and_increase, perturbation_curve, probability
+from .faithfulness import area, drop_and_increase, perturbation_curve, probabilities_at, probability
 from .fills import FILLS, UNSEEN, grey
-from .localisation import pointing_game, relevance_rank, saliency_share
+from .localisation import boundary_precision, pointing_game, relevance_rank, saliency_share
 from .measuring import Case, Measured, Metric
 from .methods import named
 from .quantus_metrics import QUANTUS
@@ -24,14 +24,19 @@ UNSEEN_GAP = f"{GAP}, unseen fills"
 # -- faithfulness ------------------------------------------------------------------------------------------------------------
 
 
+def _filled(case: Case) -> Iterator[tuple[str, Tensor]]:
+    """Each fill (N, C, H, W), the same for every method: they depend on images and seed alone."""
+    subject = case.subject
+    for name, make in FILLS.items():
+        if name != "other image" or len(case.images) > 1:
+            yield name, make(case.images, subject.mean, subject.deviation, torch.Generator().manual_seed(subject.seed))
+
+
 def _faithful(case: Case, steps: int) -> Measured:
     subject = case.subject
     inserted, deleted = {}, {}
-    fills = FILLS if len(case.images) > 1 else {name: make for name, make in FILLS.items() if name != "other image"}
     whole = probability(subject.ask, case.images, case.targets)
-    for fill, make in fills.items():
-        # The same fills for every method: they depend on images and seed alone.
-        replaced = make(case.images, subject.mean, subject.deviation, torch.Generator().manual_seed(subject.seed))
+    for fill, replaced in _filled(case):
         hidden = probability(subject.ask, replaced, case.targets)
         parts = (case.images, case.maps, case.targets, replaced, hidden, whole)
         curves: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -41,19 +46,35 @@ def _faithful(case: Case, steps: int) -> Measured:
         inserted[fill], deleted[fill] = (torch.cat(found) for found in curves)
     insertion = {fill: area(curve) for fill, curve in inserted.items()}
     deletion = {fill: area(curve) for fill, curve in deleted.items()}
-    gap = {fill: insertion[fill] - deletion[fill] for fill in fills}
+    gap = {fill: insertion[fill] - deletion[fill] for fill in insertion}
     scores = {
         "insertion": torch.stack(list(insertion.values())).mean(dim=0),
         "deletion": torch.stack(list(deletion.values())).mean(dim=0),
         GAP: torch.stack(list(gap.values())).mean(dim=0),
-        UNSEEN_GAP: torch.stack([gap[fill] for fill in UNSEEN if fill in fills]).mean(dim=0),
+        UNSEEN_GAP: torch.stack([gap[fill] for fill in UNSEEN if fill in gap]).mean(dim=0),
     }
-    for fill in fills:
+    for fill in gap:
         scores |= {f"insertion, {fill}": insertion[fill], f"deletion, {fill}": deletion[fill]}
     better = {name: "lower" if name.startswith("deletion") else "higher" for name in list(scores)[:4]}
     curves = {f"insertion, {fill}": curve for fill, curve in inserted.items()}
     curves |= {f"deletion, {fill}": curve for fill, curve in deleted.items()}
     return Measured(scores, better, curves)
+
+
+def _first_pixels(case: Case, shares: Sequence[float]) -> Measured:
+    subject = case.subject
+    found: dict[bool, list[Tensor]] = {True: [], False: []}
+    for _, replaced in _filled(case):
+        parts = (t.split(subject.batch) for t in (case.images, case.maps, case.targets, replaced))
+        for x, m, t, r in zip(*parts, strict=True):
+            for insert, kept in found.items():
+                kept.append(probabilities_at(shares, subject.ask, x, m, t, r, insert))
+    # Of each fill one after the other, all images: back to (fills, N, shares).
+    inserted, deleted = (
+        torch.cat(kept).reshape(-1, len(case.images), len(shares)).mean(dim=0) for kept in found.values()
+    )
+    scores = {f"{GAP} at {100 * share:g} %": (inserted - deleted)[:, place] for place, share in enumerate(shares)}
+    return Measured(scores, dict.fromkeys(scores, "higher"))
 
 
 def _road(case: Case) -> Measured:
@@ -102,6 +123,11 @@ OWN: tuple[Metric, ...] = (
         " them, the unseen fills.", settings={"steps": 10},
     ),
     Metric(
+        "first-pixels", "faithfulness", _first_pixels,
+        "Probability of the class with only the most relevant pixels shown, less that with them hidden, at small shares of all "
+        "pixels; mean over the same five fills.", settings={"shares": [0.05, 0.1, 0.2]}, default=False,
+    ),
+    Metric(
         "road", "faithfulness", _road,
         "Pixels are removed and imputed from their neighbours, so that no hole tells the class; mean "
         "probability that is left.",
@@ -121,6 +147,11 @@ OWN: tuple[Metric, ...] = (
     Metric(
         "relevance-rank", "localisation", _on_masks("relevance rank", relevance_rank),
         "Share of the object among as many of the map's highest pixels as the object has.", needs="masks",
+    ),
+    Metric(
+        "boundary-precision", "localisation", _on_masks("boundary precision", boundary_precision),
+        "Share of the outline of the map's highest pixels, as many as the object has, within two pixels of the object's outline.",
+        needs="masks", default=False,
     ),
     Metric(
         "part-hit", "localisation", _on_masks("discriminative part hit", pointing_game, "parts"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from captum_attnkd.evaluation import explainers, fills
 from captum_attnkd.evaluation.faithfulness import area, drop_and_increase, perturbation_curve
-from captum_attnkd.evaluation.localisation import pointing_game, relevance_rank, saliency_share
+from captum_attnkd.evaluation.localisation import boundary_precision, pointing_game, relevance_rank, saliency_share
 from captum_attnkd.evaluation.metrics import OWN, Case, Measured, Metric
 from captum_attnkd.evaluation.road import road_curve
 from captum_attnkd.evaluation.subject import Subject
@@ -69,7 +69,24 @@ def test_relevance_rank_by_hand() -> None:
     assert relevance_rank(-masks[:, None].float(), masks).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("metric", [pointing_game, saliency_share, relevance_rank])
+def test_boundary_precision_by_hand() -> None:
+    masks = torch.zeros(3, 12, 12, dtype=torch.bool)
+    masks[:, 2:6, 2:6] = True
+    maps = torch.zeros(3, 1, 12, 12)
+    maps[0, 0, 2:6, 2:6] = 1  # the object itself
+    maps[1, 0, 4:8, 4:8] = (
+        1  # two to the right and down: all of its outline is at most two from the object's but its far corner's
+    )
+    maps[2, 0, 8:12, 8:12] = 1  # elsewhere, at the image's border
+    far = sum(max(x, y) > 7 for x in range(4, 8) for y in range(4, 8)) / 12
+    torch.testing.assert_close(boundary_precision(maps, masks), torch.tensor([1.0, 1 - far, 0.0]))
+    exact = boundary_precision(maps, masks, tolerance=0)
+    torch.testing.assert_close(exact, torch.tensor([1.0, 2 / 12, 0.0]))  # where the two outlines cross
+    whole = torch.ones(1, 5, 5, dtype=torch.bool)
+    assert boundary_precision(torch.rand(1, 1, 5, 5), whole).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("metric", [pointing_game, saliency_share, relevance_rank, boundary_precision])
 def test_an_object_that_is_nowhere_is_refused(metric: object) -> None:
     assert callable(metric)
     with pytest.raises(ValueError, match=r"images \[1\]"):
@@ -153,6 +170,9 @@ def test_every_metric_ranks_a_perfect_map_before_chance_and_chance_before_the_re
         perfect, chance, reverse = (sign * float(found[label].scores[column].mean()) for label in maps)
         if column == "increase in confidence":
             continue  # no part of an image is brighter than the whole
+        if column == "boundary precision":  # chance scatters its outline over all of a small image, some of it near
+            assert perfect > max(chance, reverse), column
+            continue
         assert perfect > chance >= reverse, column
 
 
@@ -191,6 +211,12 @@ def test_road_and_drop_are_those_of_the_functions() -> None:
         torch.testing.assert_close(found.curves[f"ROAD, {label} relevant first"], curve)
         torch.testing.assert_close(found.scores[f"ROAD, {label} relevant first"], curve.mean(dim=1))
         assert found.better[f"ROAD, {label} relevant first"] == better
+    early = BY_NAME["first-pixels"].of(case)
+    assert list(early.scores) == [f"insertion less deletion at {share} %" for share in (5, 10, 20)]
+    curves = BY_NAME["insertion-deletion"].of(case).curves
+    for share, place in ((10, 1), (20, 2)):
+        wanted = torch.stack([curves[f"insertion, {n}"] - curves[f"deletion, {n}"] for n in fills.FILLS]).mean(dim=0)
+        torch.testing.assert_close(early.scores[f"insertion less deletion at {share} %"], wanted[:, place])
     drop, rose = drop_and_increase(ask, BRIGHT, case.maps, CLASSES, torch.full_like(BRIGHT, 0.2))
     measured = BY_NAME["drop-increase"].of(case)
     torch.testing.assert_close(measured.scores["average drop"], drop)
@@ -204,6 +230,7 @@ def test_road_and_drop_are_those_of_the_functions() -> None:
         ("pointing", "masks", pointing_game),
         ("relevance-mass", "masks", saliency_share),
         ("relevance-rank", "masks", relevance_rank),
+        ("boundary-precision", "masks", boundary_precision),
         ("part-hit", "parts", pointing_game),
         ("part-mass", "parts", saliency_share),
     ],

@@ -430,7 +430,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
 
         Raises:
             NotFittedError: there is nothing to export.
-            MissingExtraError: `onnx` and `onnxscript` (the extra "onnx") are missing, or torch is older than 2.6.
+            MissingExtraError: `onnx` and `onnxscript` (the extra "onnx") are missing.
             OSError: the file cannot be written; an older file of that name is left as it was.
         """
         export(self._ensured(), self._target, path, dynamic_batch)

@@ -44,8 +44,6 @@ class Explainer(nn.Module):
 
 def export(fitted: Fitted, target: Target, path: str | os.PathLike[str], dynamic_batch: bool = True) -> None:
     """Write the graph; see `AttentiveKDAttribution.export`."""
-    if not hasattr(torch.onnx, "ONNXProgram") or not hasattr(torch.onnx.ONNXProgram, "save"):
-        raise MissingExtraError(f"export needs torch 2.6 or newer, this is {torch.__version__}")
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(f"export needs {' and '.join(missing)}: pip install 'captum-attnkd[onnx]'")

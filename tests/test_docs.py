@@ -165,10 +165,6 @@ def test_every_block_of_code_runs(page: Path, tmp_path: Path, monkeypatch: pytes
     namespace = taken_for_granted()
     monkeypatch.setitem(sys.modules, "requests", answering(namespace["model"]))
     text = page.read_text()  # what it reads from the reader's folder is put there
-    if not hasattr(getattr(torch.onnx, "ONNXProgram", None), "save"):
-        if "onnxruntime" in text:
-            pytest.skip("torch writes such ONNX files from 2.6 on")
-        monkeypatch.setattr(AttentiveKDAttribution, "export", lambda *_: None)
     if '"photos"' in text:
         put_photo(namespace["images"][0])
     if '"classifier.onnx"' in text:

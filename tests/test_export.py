@@ -14,9 +14,6 @@ from toy_task import CLASSES, TinyNet
 from captum_attnkd import AttentiveKDAttribution, MissingExtraError, NotFittedError
 
 ort = pytest.importorskip("onnxruntime", reason="export is an extra")
-pytestmark = pytest.mark.skipif(
-    not hasattr(getattr(torch.onnx, "ONNXProgram", None), "save"), reason="export needs torch 2.6"
-)
 
 
 def answers(path: Path, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

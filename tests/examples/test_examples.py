@@ -116,7 +116,6 @@ def test_lesions_are_drawn_where_their_masks_are(run: Run) -> None:
     assert (inside < outside).float().mean() > 0.9
 
 
-@pytest.mark.skipif(not hasattr(getattr(torch.onnx, "ONNXProgram", None), "save"), reason="export needs torch 2.6")
 def test_maps_are_served_from_a_graph(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime", reason="serving is an extra")
     monkeypatch.setenv("GRAPHS", str(tmp_path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -20,7 +19,7 @@ from .allocator import kept_buffers
 from .checkpoint import place_of
 from .classes import ClassesLike, class_of_each, classes_of_each
 from .devices import device_of
-from .errors import InputError, NotFittedError, TargetError
+from .errors import InputError, NotFittedError, TargetError, callers_level
 from .explanation import Mask
 from .export import export
 from .fitted import Fitted, SavedFit, probe_answer, statistics_of
@@ -86,8 +85,6 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         super().__init__(forward_func)
         if not isinstance(student, str) or student not in ("auto", "grafted", "compact"):
             raise InputError(f"student must be 'auto', 'grafted' or 'compact', got {student!r}")
-        if warn_below is not None and not (isinstance(warn_below, (int, float)) and 0 < warn_below <= 1):
-            raise InputError(f"warn_below must be a trust score, above 0 and at most 1, got {warn_below!r}")
         self.warn_below = warn_below
         if levels is not None and not (
             isinstance(levels, (list, tuple)) and levels and all(isinstance(name, str) for name in levels)
@@ -110,6 +107,17 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         """The model, and what was fitted to it."""
         what = "not fitted" if self._fitted is None else f"{self.plan.student} student, {self.plan.classes} classes"
         return f"{type(self).__name__}({self._target.name}, {what})"
+
+    @property
+    def warn_below(self) -> float | None:
+        """The trust score below which maps come with a warning; None for none."""
+        return self._warn_below
+
+    @warn_below.setter
+    def warn_below(self, least: float | None) -> None:
+        if least is not None and not (isinstance(least, (int, float)) and 0 < least <= 1):
+            raise InputError(f"warn_below must be a trust score, above 0 and at most 1, got {least!r}")
+        self._warn_below = least
 
     @property
     def report_(self) -> FitReport | None:
@@ -591,7 +599,7 @@ def _warn_of_distrust(trust: Trust, least: float) -> None:
         warnings.warn(
             f"maps of {len(doubtful)} of {len(trust.score)} images have a trust score below {least:g}: image {some}{more}",
             TrustWarning,
-            stacklevel=_callers_level(),
+            stacklevel=callers_level(),
         )
 
 
@@ -599,25 +607,14 @@ def _warn_of_doubt(report: FitReport) -> None:
     """Say so where a fit is too small or too poor for its maps to be used."""
     if report.images < 50:
         warnings.warn(
-            f"fitted on {report.images} images only; maps need hundreds to be of use", stacklevel=_callers_level()
+            f"fitted on {report.images} images only; maps need hundreds to be of use", stacklevel=callers_level()
         )
     if report.agreement < 0.8:
         warnings.warn(
             f"the student names the model's class on only {report.agreement:.0%} of the held-out images: its maps explain another "
             "prediction; fit on more images, or longer (distil_steps=)",
-            stacklevel=_callers_level(),
+            stacklevel=callers_level(),
         )
-
-
-def _callers_level() -> int:
-    """The `stacklevel` by which a warning of the calling function names the line outside this package and Captum."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
-        "captum_attnkd",
-        "captum",
-    ):
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def _digest(probe: Tensor) -> str:

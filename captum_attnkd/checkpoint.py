@@ -39,9 +39,7 @@ def write(path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor]
     Raises:
         OSError: the folder cannot be written, or the disk is full; the old file is left as it was.
     """
-    place = place_of(path)
-    if not place.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {place.parent}")
+    place = writable(path)
     described = {"kind": kind, "format": FORMAT_VERSION, "version": __version__, **about}
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {_KEY: json.dumps({**described, "digest": _digest(described, flat)})}  # one key: their order is not kept
@@ -60,8 +58,7 @@ def replacing(place: Path) -> Iterator[Path]:
         OSError: it cannot be written, or the name is that of a device, a pipe or a folder, which a file must not replace.
     """
     place = Path(os.path.realpath(place))  # a link stays a link; what it points to is replaced
-    if place.is_symlink() or (place.exists() and not place.is_file()):  # a link still is one that leads nowhere
-        raise OSError(f"{place} is there already and is not a file")
+    _refuse_other_than_file(place)
     handle, draft = tempfile.mkstemp(prefix=_draft_prefix(place), suffix=_DRAFT, dir=place.parent)
     os.close(handle)
     try:
@@ -161,6 +158,25 @@ def place_of(path: Any) -> Path:
     if "\0" in str(place):
         raise InputError(f"a path cannot hold a null byte: {path!r}")
     return place
+
+
+def writable(path: Any) -> Path:
+    """The path as one to which a file can be written, as far as that shows beforehand: long work asks first.
+
+    Raises:
+        InputError: it is no path.
+        OSError: its folder is not there, or it is that of something which a file must not replace.
+    """
+    place = place_of(path)
+    if not place.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {place.parent}")
+    _refuse_other_than_file(Path(os.path.realpath(place)))
+    return place
+
+
+def _refuse_other_than_file(place: Path) -> None:
+    if place.is_symlink() or (place.exists() and not place.is_file()):  # a link still is one that leads nowhere
+        raise OSError(f"{place} is there already and is not a file")
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:

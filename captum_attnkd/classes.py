@@ -75,6 +75,11 @@ def classes_of_each(given: Sequence[int] | Tensor | None, count: int, classes: i
         )
     if wanted.ndim == 2 and len(wanted) != count:
         raise ClassCountError(f"targets has {len(wanted)} rows for {count} images")
+    if isinstance(given, Tensor) and wanted.ndim == 1 and len(wanted) == count > 1:
+        raise InputError(
+            f"targets is a tensor of {count} classes for {count} images: one class each, or all of them for every image? For the "
+            "first pass targets[:, None], for the second a list, targets.tolist()"
+        )
     _check_range(wanted.flatten().tolist(), classes, "targets")
     return wanted.long().expand(count, -1) if wanted.ndim == 1 else wanted.long()
 

@@ -1,5 +1,9 @@
 """Every error this package raises on purpose. Each also is the built-in error a Captum user would expect."""
 
+from __future__ import annotations
+
+import sys
+
 
 class AttnKDError(Exception):
     """Base class: `except AttnKDError` catches whatever captum_attnkd raises on purpose."""
@@ -31,3 +35,14 @@ class CheckpointError(AttnKDError, ValueError):
 
 class MissingExtraError(AttnKDError, ImportError):
     """Something is asked for that needs packages which are installed only on demand, or a newer torch."""
+
+
+def callers_level() -> int:
+    """The `stacklevel` by which a warning of the calling function names the line outside this package and Captum."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "captum_attnkd",
+        "captum",
+    ):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import replacing
+from .checkpoint import replacing, writable
 from .errors import MissingExtraError
 from .fitted import Fitted
 from .surrogate import Query
@@ -47,6 +46,7 @@ def export(fitted: Fitted, target: Target, path: str | os.PathLike[str], dynamic
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(f"export needs {' and '.join(missing)}: pip install 'captum-attnkd[onnx]'")
+    place = writable(path)
     device = fitted.surrogate.student.voices.device
     images = torch.zeros(2, *fitted.plan.image_shape, device=device)
     classes = torch.tensor([-1, 0], device=device)
@@ -57,5 +57,5 @@ def export(fitted: Fitted, target: Target, path: str | os.PathLike[str], dynamic
             input_names=["images", "target"], output_names=["scores", "saliency"], external_data=False,
             dynamic_shapes=(batch, batch) if dynamic_batch else None,
         )  # fmt: skip
-    with replacing(Path(path)) as draft:
+    with replacing(place) as draft:
         program.save(str(draft))

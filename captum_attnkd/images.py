@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import os
 import random
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import AttnKDError, InputError, LoaderError
+from .errors import AttnKDError, InputError, LoaderError, callers_level
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.1, 256
@@ -66,6 +68,7 @@ def _survey(loader: Iterable[Any], image_key: Any, val_loader: Iterable[Any] | N
     total = squares = torch.zeros(())
     shape: tuple[int, ...] | None = None
     dtype = torch.float32
+    seen: set[int] = set()  # only where others are held out: eight bytes an image are no matter beside an image
     lowest: list[tuple[int, int, Tensor]] = []  # a heap of (-hash, order, image): the images with the smallest hashes
     for images in checked_batches(loader, image_key):
         shape, dtype = tuple(images.shape[1:]), images.dtype
@@ -77,6 +80,7 @@ def _survey(loader: Iterable[Any], image_key: Any, val_loader: Iterable[Any] | N
             count += 1
             item = (-code, count, image)
             if val_loader is not None:
+                seen.add(code)
                 continue
             if len(lowest) < MOST_HELD_OUT:
                 heapq.heappush(lowest, (item[0], item[1], image.detach().cpu().clone()))
@@ -103,6 +107,12 @@ def _survey(loader: Iterable[Any], image_key: Any, val_loader: Iterable[Any] | N
                 f"val_loader must give images of the loader's shape {shape}, got {[tuple(b.shape[1:]) for b in batches[:1]]}"
             )
         held_out, threshold, left = torch.cat(batches)[:MOST_HELD_OUT], -1, count
+        common = len(seen.intersection(content_hashes(held_out)))
+        if common:
+            warnings.warn(
+                f"{common} of the {len(held_out)} images of val_loader are in the loader too: the report is not of held-out images",
+                stacklevel=callers_level(),
+            )
         together = (together + 3 * sum(content_hashes(held_out))) % 2**64
     mean = total / count
     deviation = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
@@ -126,6 +136,8 @@ def checked_batches(loader: Iterable[Any], image_key: Any = None, name: str = "l
         LoaderError: with the batch's number; also where the loader itself fails, which is then the cause.
     """
     shape: tuple[int, ...] | None = None
+    if isinstance(loader, (str, bytes, os.PathLike)):
+        raise LoaderError(f"{name} must be a DataLoader or another iterable of batches, got {loader!r}")
     try:
         batches = iter(loader)
     except AttnKDError:
@@ -176,6 +188,15 @@ def images_of(batch: Any, image_key: Any, where: str) -> Tensor:
         if not isinstance(place, int) or not -len(batch) <= place < len(batch):
             raise LoaderError(f"{where} has {len(batch)} parts; image_key={place!r} is not one of them")
         batch = batch[place]
+    if isinstance(batch, Tensor) and batch.ndim == 3:
+        raise LoaderError(
+            f"{where}: a single image {tuple(batch.shape)} instead of a batch (B, C, H, W); wrap the data set: "
+            "DataLoader(dataset, batch_size=32)"
+        )
+    if isinstance(batch, Tensor) and batch.ndim == 1 and image_key is None:
+        raise LoaderError(
+            f"{where}: {tuple(batch.shape)} is no batch of images (B, C, H, W); where they stand elsewhere, say so: image_key=1"
+        )
     try:
         return checked_images(batch)
     except InputError as error:
@@ -193,9 +214,17 @@ def checked_images(images: Any, channels: int | None = None) -> Tensor:
     if not has_values(images):
         raise InputError("images must be a plain tensor: not sparse, nested or on the meta device")
     if images.ndim != 4 or 0 in images.shape:
-        raise InputError(f"images must have the shape (B, C, H, W), none of them zero, got {tuple(images.shape)}")
+        alone = "; of a single image: image[None]" if images.ndim == 3 else ""
+        raise InputError(
+            f"images must have the shape (B, C, H, W), none of them zero, got {tuple(images.shape)}{alone}"
+        )
     if images.dtype not in FLOATING:
-        raise InputError(f"images must be floating point, as the model takes them, got {images.dtype}")
+        bytes_ = (
+            ": images.float() / 255, then as your model's transforms normalise them"
+            if images.dtype == torch.uint8
+            else ""
+        )
+        raise InputError(f"images must be floating point, as the model takes them, got {images.dtype}{bytes_}")
     if channels is not None and images.shape[1] != channels:
         raise InputError(f"the surrogate was fitted on images of {channels} channels, got {images.shape[1]}")
     if not bool(torch.isfinite(images.float()).all()):

@@ -27,7 +27,8 @@ def refined(
     """The mask after some steps of stage 2's objective on these very images, each for itself.
 
     All that keeps the network's mask from fooling the judge is kept here: areas, kinds of fill, shifts and noise are drawn anew at
-    every step. Areas run evenly over the logarithmic scale. All images meet the same draws, and none meets its neighbours.
+    every step. Areas run evenly over the logarithmic scale. All images meet the same draws, and none meets its neighbours. The
+    answer is the mean over the second half of the steps (Polyak & Juditsky, 1992): what single draws left averages out.
 
     Args:
         mask: to begin from, for one class an image.
@@ -46,11 +47,10 @@ def refined(
     rivals = None if query.negative is None else query.negative.repeat_interleave(2, dim=0)
     twice = Query(query.positive.repeat_interleave(2, dim=0), rivals)
     noise = 0.05 * pixels.deviation[:, None, None].to(images)
+    late = torch.zeros_like(begun)
 
     with torch.enable_grad():
         for step in range(steps):
-            for group in optimiser.param_groups:
-                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
             share = 0.01 * 95 ** ((0.5 + GOLDEN * step) % 1)  # evenly over [0.01, 0.95], on the logarithmic scale
             keep = resized(kept_softly(standardise(begun + correction), images.new_full((len(images),), share)), size)
             shown = []
@@ -62,4 +62,6 @@ def refined(
             kept, hidden = carried.reshape(-1, 2).unbind(dim=1)
             (correction.grad,) = torch.autograd.grad((hidden - kept).sum(), correction)
             optimiser.step()
-    return mask._replace(logits=standardise(begun + correction).detach())
+            if step >= steps // 2:
+                late += correction.detach()
+    return mask._replace(logits=standardise(begun + late / max(steps - steps // 2, 1)))

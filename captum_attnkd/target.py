@@ -7,6 +7,7 @@ import functools
 import random
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import AttnKDError, InputError, TargetError
+from .errors import AttnKDError, InputError, TargetError, callers_level
 
 OutputKind = Literal["auto", "logits", "probabilities"]
 _Given = ParamSpec("_Given")
@@ -189,7 +190,8 @@ class Target:
         self.check_mode()
         try:
             with torch.no_grad():
-                first, again = self.log_probabilities(images), self.log_probabilities(images)
+                scores = self.raw(images)
+                first, again = self.to_log_probabilities(scores), self.log_probabilities(images)
         except AttnKDError:
             raise
         except RuntimeError as error:
@@ -202,6 +204,7 @@ class Target:
                 f"the model ({self.name}) gave two different answers to the same images (largest difference "
                 f"{(first - again).abs().max().item():.3g}); a random model cannot be explained: switch dropout and sampling off"
             )
+        self._warn_of_odd_scores(images, scores.float())
         if self.tappable:  # layers behind a convolution that was fed channels last may fail: `view` does
             try:
                 with torch.no_grad():
@@ -219,6 +222,22 @@ class Target:
         ):  # no graph, or an operation without a derivative
             return False
         return gradient is not None and bool(torch.isfinite(gradient).all()) and bool(gradient.abs().sum() > 0)
+
+    def _warn_of_odd_scores(self, images: Tensor, scores: Tensor) -> None:
+        """Say so where there is nothing to explain, or where scores may not be what they are taken for."""
+        if not torch.equal(images[:1], images[-1:]) and float((scores - scores[:1]).abs().max()) < 1e-6:
+            warnings.warn(
+                f"the model ({self.name}) gives the same scores for different images: there is nothing to explain",
+                stacklevel=callers_level(),
+            )
+            return
+        low, high = float(scores.min()), float(scores.max())
+        if self._told == "auto" and self.output == "logits" and 0 <= low < 0.2 and 0.8 < high <= 1:
+            warnings.warn(
+                f"all scores of the model ({self.name}) lie in [0, 1], but do not add up to one: they are taken for logits. If "
+                "they are probabilities of single labels, wrap the model: torch.logit(model(images)); else tell output='logits'",
+                stacklevel=callers_level(),
+            )
 
     def _wait_for_turn(self, count: int) -> None:
         if self._rate is None or torch.compiler.is_compiling():

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 __all__ = ["deletion_gif", "levels", "panel"]
 
 BORDER = 0.25  # of a saliency mask at the border of its extent: above it lies what the mask keeps
+ENOUGH, PRESENT = (
+    0.5,
+    0.1,
+)  # trust scores up to the first, or a class less probable than the second, are said to be doubtful
 MOST_ROWS = 64  # images of one figure
 MOST_STEPS = 200  # of one animation
 
@@ -54,7 +58,8 @@ def panel(
 
     From left to right: the image; the saliency mask over it; the part that the mask keeps, the rest in the mean colour of the
     training images, and the model's probability for that part alone; against a rival, which of the two classes each place
-    favours; each level's attention, on one scale a row; the model's highest probabilities, and whether the surrogate agrees.
+    favours; each level's attention, on one scale a row; the model's highest probabilities, and whether the map is to be trusted:
+    what the model says of the most salient quarter alone, and without it (not the part that the mask keeps, and other fills).
 
     Args:
         attribution: fitted.
@@ -102,7 +107,8 @@ def panel(
             say(axis, f"{name},\nnot {called[int(classes[row])]}?")
         _draw_attention([next(rest) for _ in look.attention], look, row)
         _draw_probabilities(next(rest), look, row, called, most)
-        say(line[-1], below=_trusted(trust, row), colour="black" if trust.agrees[row] else drawing.DOUBT)
+        words, doubtful = _trusted(trust, row)
+        say(line[-1], below=words, colour=drawing.DOUBT if doubtful else "black")
     return figure
 
 
@@ -259,10 +265,15 @@ def _draw_probabilities(axis: Axes, look: Look, row: int, called: Sequence[str],
     )
 
 
-def _trusted(trust: Trust, row: int) -> str:
-    if trust.agrees[row]:
-        return f"trust {trust.score[row]:.2f}"
-    return "distrust: surrogate disagrees"
+def _trusted(trust: Trust, row: int) -> tuple[str, bool]:
+    """What is said of a map, and whether that is a warning."""
+    if not trust.agrees[row]:
+        return "distrust: surrogate disagrees", True
+    quarter = f"top quarter alone {trust.kept[row]:.2f}, without it {trust.deleted[row]:.2f}"
+    if trust.whole[row] < PRESENT:
+        return f"the class is hardly seen: {trust.whole[row]:.2f}\n{quarter}", True
+    score, doubtful = float(trust.score[row]), bool(trust.score[row] <= ENOUGH)
+    return f"{'distrust' if doubtful else 'trust'} {score:.2f}\n{quarter}", doubtful
 
 
 def _check_count(name: str, given: int, most: int = sys.maxsize) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import struct
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -114,13 +115,19 @@ BAD_LOADERS: list[tuple[str, Callable[[], Any], str]] = [
     ("not iterable", lambda: 7, "must be a DataLoader or another iterable"),
     ("single image", lambda: [GOOD[0][0][:1]], "a single image"),
     ("copies of one image", lambda: [GOOD[0][0][:1].repeat(9, 1, 1, 1)], "are the same"),
-    ("3-D batches", lambda: [GOOD[0][0][0]], r"batch 0: images must have the shape \(B, C, H, W\).*\(3, 24, 24\)"),
+    ("3-D batches", lambda: [GOOD[0][0][0]], r"batch 0: a single image \(3, 24, 24\) instead of a batch.*DataLoader\("),
+    ("data set", lambda: TensorDataset(GOOD[0][0], GOOD[0][1]), r"batch 0: a single image .*DataLoader\(dataset"),
+    ("folder's name", lambda: "photos", "must be a DataLoader.*'photos'"),
     ("empty batch", lambda: [GOOD[0][0], GOOD[0][0][:0]], r"batch 1: images must have the shape"),
     ("shapes that differ", lambda: [GOOD[0][0], GOOD[0][0][..., :20]], r"batch 1: images of shape \(3, 24, 20\) after"),
     ("integers", lambda: [(GOOD[0][0] * 50).to(torch.uint8)], "must be floating point.*uint8"),
     ("complex", lambda: [GOOD[0][0].to(torch.complex64)], "must be floating point"),
     ("arrays", lambda: [GOOD[0][0].numpy()], "must be a tensor.*ndarray"),
-    ("labels first", lambda: [(labels, images) for images, labels in GOOD], "batch 0: images must have the shape"),
+    (
+        "labels first",
+        lambda: [(labels, images) for images, labels in GOOD],
+        r"batch 0: \(\d+,\) is no batch of images.*image_key=1",
+    ),
     ("NaN", lambda: with_pixel(float("nan")), "batch 1: images hold NaN or infinite"),
     ("infinite", lambda: with_pixel(float("inf")), "batch 1: images hold NaN or infinite"),
     ("mapping without image_key", lambda: [{"image": GOOD[0][0]}], "is a mapping.*'image'.*image_key="),
@@ -150,6 +157,39 @@ def test_a_refused_fit_keeps_the_surrogate_of_the_one_before(untrained: TinyNet)
 @pytest.mark.parametrize("bad", [with_pixel(float("nan")), [], [GOOD[0][0][..., :20]]])
 def test_a_validation_loader_that_cannot_be_used_is_refused(untrained: TinyNet, bad: Any) -> None:
     refused(untrained, GOOD, LoaderError, "val_loader", val_loader=bad)
+
+
+def test_images_held_out_that_are_learned_from_are_told(untrained: TinyNet) -> None:
+    with pytest.warns(UserWarning, match="40 of the 40 images of val_loader are in the loader too"):
+        AttentiveKDAttribution(untrained).fit(GOOD, val_loader=GOOD, distil_steps=1, explain_steps=1, progress=False)
+
+
+def test_odd_scores_are_told(untrained: TinyNet) -> None:
+    def fit(model: Any, **told: Any) -> None:
+        AttentiveKDAttribution(model, student="compact", **told).fit(
+            GOOD, distil_steps=1, explain_steps=1, progress=False
+        )
+
+    with pytest.warns(UserWarning, match="same scores for different images: there is nothing to explain"):
+        fit(lambda images: torch.tensor([[0.3, 2.0]]).expand(len(images), 2))
+    labels = lambda images: torch.sigmoid(images.mean(dim=(2, 3)) + torch.tensor([4.0, -4, 0]))  # noqa: E731
+    with pytest.warns(UserWarning, match="not add up to one.*torch.logit"):
+        fit(labels)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*(same scores|add up)")
+        fit(labels, output="logits")
+        fit(untrained)
+        fit(lambda images: untrained(images).softmax(dim=1))
+
+
+def test_one_class_each_or_all_for_each_is_not_guessed(fitted: AttentiveKDAttribution, images: Tensor) -> None:
+    classes = torch.tensor([0, 2, 1])
+    with pytest.raises(InputError, match=r"3 classes for 3 images: .*targets\[:, None\].*targets.tolist\(\)"):
+        fitted.saliency_all(images[:3], classes)
+    assert fitted.saliency_all(images[:3], classes[:, None]).shape[1] == 1
+    assert fitted.saliency_all(images[:3], classes.tolist()).shape[1] == 3
+    assert fitted.saliency_all(images[:1], classes[:1]).shape[1] == 1
+    assert fitted.saliency_all(images[:2], classes).shape[1] == 3
 
 
 def test_a_loader_that_shrinks_after_the_first_pass_is_refused_rather_than_waited_for(untrained: TinyNet) -> None:

@@ -52,11 +52,12 @@ def test_a_graph_for_two_images_and_a_compact_student(
 
 
 def test_what_cannot_be_written_leaves_the_old_file(
-    fitted: AttentiveKDAttribution, model: TinyNet, untrained: TinyNet, tmp_path: Path
+    fitted: AttentiveKDAttribution, untrained: TinyNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(NotFittedError):
         AttentiveKDAttribution(untrained).export(tmp_path / "none.onnx")
-    with pytest.raises(FileNotFoundError):
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: pytest.fail("long work before the path is looked at"))
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
         fitted.export(tmp_path / "no such folder" / "explainer.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -121,3 +121,5 @@ def test_the_warning_names_the_line_that_asked_and_a_loaded_surrogate_warns_too(
 def test_a_threshold_out_of_range_is_refused(model: TinyNet, value: object) -> None:
     with pytest.raises(InputError, match="warn_below"):
         AttentiveKDAttribution(model, warn_below=value)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="warn_below"):
+        AttentiveKDAttribution(model).warn_below = value  # type: ignore[assignment]

@@ -130,7 +130,16 @@ def test_a_contrast_has_the_sign_of_the_favoured_class(fitted: AttentiveKDAttrib
 
 def test_doubt_is_shown(fitted: AttentiveKDAttribution, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     assert visualize.panel(fitted, images[:1]).axes[-1].get_xlabel().startswith("trust 0.")
-    doubtful = replace(fitted.trust(images[:1]), agrees=torch.tensor([False]))
+    good = fitted.trust(images[:1])
+    for changed, says in (
+        ({"score": torch.tensor([0.4])}, "distrust 0.40\ntop quarter alone"),
+        ({"whole": torch.tensor([0.03])}, "the class is hardly seen: 0.03\ntop quarter alone"),
+    ):
+        monkeypatch.setattr(fitted, "trust", lambda *_, changed=changed: replace(good, **changed))
+        label = visualize.panel(fitted, images[:1]).axes[-1].xaxis.label
+        assert label.get_text().startswith(says)
+        assert label.get_color() == visualize.drawing.DOUBT
+    doubtful = replace(good, agrees=torch.tensor([False]))
     monkeypatch.setattr(fitted, "trust", lambda *_: doubtful)
     assert visualize.panel(fitted, images[:1], names=NAMES).axes[-1].get_xlabel() == "distrust: surrogate disagrees"
 

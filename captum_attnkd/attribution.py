@@ -26,7 +26,7 @@ from .fitted import Fitted, SavedFit, probe_answer, statistics_of
 from .fitting import Fit, FitSettings
 from .images import checked_images, survey
 from .look import Look
-from .objectives import Ask
+from .objectives import Ask, Pixels
 from .plan import Plan, StudentKind, example_batch, make_plan
 from .refinement import refined
 from .report import FitReport
@@ -118,6 +118,11 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         if least is not None and not (isinstance(least, (int, float)) and 0 < least <= 1):
             raise InputError(f"warn_below must be a trust score, above 0 and at most 1, got {least!r}")
         self._warn_below = least
+
+    @property
+    def pixels(self) -> Pixels:
+        """Mean and deviation per channel of the images it was fitted on, as the model takes them, each (C,)."""
+        return self._ensured().pixels
 
     @property
     def report_(self) -> FitReport | None:

@@ -18,7 +18,7 @@ import pandas as pd
 import typer
 from torch import Tensor, nn
 
-from captum_attnkd import checkpoint
+from captum_attnkd import __version__, checkpoint
 from captum_attnkd.errors import AttnKDError
 
 from .classifiers import OURS, find_classifier
@@ -42,6 +42,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Explain an image classifier in one forward pass - and compare that, honestly, with what you would use instead.",
 )
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version, and stop.")] = False) -> None:
+    if version:
+        typer.echo(f"attnkd of captum_attnkd {__version__}")
+        raise typer.Exit
+
 
 Model = Annotated[
     str,
@@ -181,11 +189,12 @@ def study_command(
         if metrics not in ("default", "all"):
             [find_metric(name) for name in _split(metrics)]  # a misspelt name is told before a fit
         arguments = _arguments(locals())
-        prepared = prepare(**arguments)
+        prepared = prepare(**arguments, told=_aside)
         measured = _metrics(metrics, prepared.data)
         compared = Study(prepared.subject, prepared.data, chosen, measured, Store(out / "cache"))
         typer.echo(
-            f"{len(compared.data)} images, {len(chosen)} methods, {len(measured)} metrics, on {machine(prepared.subject.device)}"
+            f"{len(compared.data)} images of {_shape(compared.data)}, {len(chosen)} methods, {len(measured)} metrics, "
+            f"on {machine(prepared.subject.device)}"
             + ("" if compared.right is None else f"; the model is right on {compared.right:.1%}")
         )
         if workers > 1:
@@ -211,6 +220,8 @@ def study_command(
             taken = _costs(compared, chosen, out / "cache" / "costs")
             path = write_report(out, compared, outcomes, about, reference, taken, gallery)
         typer.echo(f"\nReport: {path}   ({time.monotonic() - started:.0f} s)")
+        if not any(outcome.measured for outcome in outcomes.values()):
+            raise ValueError("nothing could be measured; the reasons stand above")
 
 
 @app.command("speed")
@@ -241,7 +252,7 @@ def speed_command(
     """Time explainers against the model's own forward pass: interleaved repeats, medians, ratios, memory, break-even."""
     with _told():
         chosen = _methods(methods, fit is not None or surrogate is not None)
-        prepared = prepare(**_arguments(locals()))
+        prepared = prepare(**_arguments(locals()), told=_aside)
         targets = prepared.subject.ask(prepared.data.images).argmax(dim=1)
         sizes = sorted({_whole(one, "batches") for one in batches.split(",")})
         counts = sorted({_whole(one, "classes") for one in classes.split(",")})
@@ -286,7 +297,7 @@ def verify_command(
 ) -> None:
     """Compute our metrics on your model and images with independent implementations too: differences and times."""
     with _told():
-        prepared = prepare(**_arguments(locals()))
+        prepared = prepare(**_arguments(locals()), told=_aside)
         targets = prepared.subject.ask(prepared.data.images).argmax(dim=1)
         table = verify(prepared.subject, prepared.data, targets)
         typer.echo(f"{len(prepared.data)} images; {machine(prepared.subject.device)}\n\n{table.to_string(index=False)}")
@@ -345,7 +356,7 @@ def sanity_command(
         chosen = _methods(methods, fitted=True)
         if any(method.learned for method in chosen) and fit is None:
             raise ValueError("ours is fitted anew to models put at random: name images to learn from with --fit")
-        prepared = prepare(**_arguments(locals()))
+        prepared = prepare(**_arguments(locals()), told=_aside)
         subject, data = prepared.subject, prepared.data
         _single_classes(data)
         other = None
@@ -405,7 +416,7 @@ def trust_command(
     from . import calibration
 
     with _told():
-        prepared = prepare(**_arguments(locals()))
+        prepared = prepare(**_arguments(locals()), told=_aside)
         subject, data, found = prepared.subject, prepared.data, prepared.classifier
         _single_classes(data)
         strange = None
@@ -486,9 +497,9 @@ def names_command() -> None:
     """What methods, metrics and kinds of images there are."""
     typer.echo("Methods (* = default)")
     for method in METHODS.values():
-        settings = ", ".join(f"{name}={value:.3g}" for name, value in method.settings.items())
+        settings = ", ".join(f"{name}={value}" for name, value in method.settings.items())
         typer.echo(f"  {'*' if method.default else ' '} {method.name:<22}{method.kind:<18}{settings}")
-    typer.echo("\nMetrics (* = default; names in capitals are Quantus')")
+    typer.echo("\nMetrics (* = default; NamesLikeThis are Quantus')")
     for metric in all_metrics().values():
         notes = [f"needs {metric.needs}"] if metric.needs else []
         notes += ["asks the method anew"] if metric.asks_method else []
@@ -509,6 +520,14 @@ def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("mean", "deviation"):
         chosen[name] = _numbers(chosen.get(name), name)
     return {"folder": chosen.pop("out"), **chosen}
+
+
+def _aside(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _shape(data: ImageSet) -> str:
+    return "x".join(map(str, data.images.shape[1:]))
 
 
 def _single_classes(data: ImageSet) -> None:

@@ -229,4 +229,4 @@ def unknown(what: str, name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     meant = f"; did you mean {' or '.join(near)}?" if near else ""
     some = f"{', '.join(known[:30])}{' and others' if len(known) > 30 else ''}"
-    return f"there is no {what} {name!r}{meant} Known: {some}"
+    return f"there is no {what} {name!r}{meant or '.'} Known: {some}"

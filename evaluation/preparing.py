@@ -64,6 +64,7 @@ def prepare(
     download: bool = False,
     progress: bool | None = None,
     fitted: bool = True,
+    told: Callable[[str], None] = lambda _: None,
 ) -> Prepared:
     """Find the model, read the images, load or fit the surrogate.
 
@@ -89,6 +90,7 @@ def prepare(
         download: whether torchvision's data sets may be fetched.
         progress: whether bars are shown; None shows them at a terminal.
         fitted: whether a surrogate is wanted; without one `fit` serves fits to come.
+        told: is handed a line before a fit, and its report after it.
 
     Raises:
         ValueError: a name is not known, or things do not fit together; the message says what to do.
@@ -106,9 +108,10 @@ def prepare(
             f"--fit {fit} would learn from the images that the study is of; name one of the kinds ...-train"
         )
     found = find_classifier(model, weights, folder)
+    attribution = None if surrogate is None else AttentiveKDAttribution.load(surrogate, found.model)
     found = replace(
         found,
-        size=size or found.size,
+        size=size or (found.size if attribution is None else max(attribution.plan.image_shape[1:])),
         mean=_per_channel(mean, found.mean),
         deviation=_per_channel(deviation, found.deviation),
     )
@@ -122,7 +125,9 @@ def prepare(
     studied = data.images
     if mosaics is not None:
         data = put_together(module, data, mosaics, batch, seed)
-    attribution, refit = None, None
+    if attribution is not None:
+        _warn_of_other_pixels(attribution, studied)
+    refit = None
     if fit is not None:
         source, left = (images, held_out or 0) if fit == "rest" else (fit, 0)
         rest = Rest(source, transform, download, left, studied)
@@ -136,16 +141,16 @@ def prepare(
                 made = AttentiveKDAttribution(model, student=kind)
                 return made.fit(learned, val_loader=kept, seed=seed, progress=progress, **(REFIT | steps))
 
-    if surrogate is not None:
-        attribution = AttentiveKDAttribution.load(surrogate, given)
-    elif fit is not None and fitted:
+    if fit is not None and attribution is None and fitted:
         folder.mkdir(parents=True, exist_ok=True)
+        told(f"fitting ours on {images if fit == 'rest' else fit}: minutes")
         # A state for each fit: another one in the same folder does not meet it.
         of = key(model, weights, images, fit, held_out, student, seed, found.size, found.mean, found.deviation)[:8]
         attribution = AttentiveKDAttribution(given, student=student).fit(
             rest.batches(), seed=seed, progress=progress, resume_from=folder / f"fit-{of}.state"
         )
         attribution.save(folder / SURROGATE)
+        told(f"{attribution.report_}\nSurrogate: {folder / SURROGATE}\n")
     statistics = data.images.mean(dim=(0, 2, 3)), data.images.std(dim=(0, 2, 3))
     return Prepared(Subject(module, chosen, *statistics, attribution, batch, seed, precision, refit), data, found)
 
@@ -175,6 +180,24 @@ def put_together(model: nn.Module, data: ImageSet, count: int, batch: int, seed:
             f"{error}; those are the ones that the model names right with a probability of at least {SURE}"
         ) from error
     return replace(made, skipped=data.skipped)
+
+
+def _warn_of_other_pixels(attribution: AttentiveKDAttribution, images: Tensor) -> None:
+    """Say so where images are not like those of the fit: as a rule they are normalised otherwise."""
+    pixels, mean, deviation = attribution.pixels, images.mean(dim=(0, 2, 3)), images.std(dim=(0, 2, 3))
+    apart = float(((mean - pixels.mean.cpu()).abs() / pixels.deviation.cpu()).max())
+    ratio = deviation / pixels.deviation.cpu()
+    if apart > 1 or float(ratio.max()) > 2 or float(ratio.min()) < 0.5:
+        warnings.warn(
+            f"the images' pixels have a mean of {_numbers(mean)} and a deviation of {_numbers(deviation)}, those that the "
+            f"surrogate was fitted on {_numbers(pixels.mean)} and {_numbers(pixels.deviation)}: are they normalised alike "
+            "(--mean, --deviation)?",
+            stacklevel=3,
+        )
+
+
+def _numbers(values: Tensor) -> str:
+    return ", ".join(f"{value:.2f}" for value in values.tolist())
 
 
 def _per_channel(wanted: tuple[float, ...] | None, own: tuple[float, ...]) -> tuple[float, ...]:

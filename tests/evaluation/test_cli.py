@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def test_a_study_from_the_command_line_and_again_from_its_cache(place: Path, mon
     asked = (*STUDY, "--methods", "saliency,grad-cam,random", "--metrics", "insertion-deletion,Sparseness")
     code, said = run(*asked)
     assert code == 0, said
-    assert "6 images, 3 methods, 2 metrics" in said
+    assert "6 images of 3x32x32, 3 methods, 2 metrics" in said
     first = pd.read_csv(place / "here" / "scores.csv")
     assert set(first["method"]) == {"saliency", "grad-cam", "random"}
     assert (first.groupby(["method", "metric"])["image"].nunique() == 6).all()
@@ -149,6 +150,30 @@ def test_ours_is_fitted_on_the_rest_and_kept(place: Path, short_fits: list[int])
     )
     assert code == 0, said
     assert len(short_fits) == 1
+
+
+def test_images_come_as_the_surrogate_knows_them_or_it_is_said(place: Path) -> None:
+    pixels = torch.rand(40, 3, 24, 24, generator=torch.Generator().manual_seed(1)) - 0.5
+    made = AttentiveKDAttribution(importlib.import_module("mine").make().model)
+    made.fit(pixels.split(10), distil_steps=1, explain_steps=1, progress=False).save("small.safetensors")
+    asked = ("study", "-m", "mine:make", "-i", "photos", "--surrogate", "small.safetensors", "--methods", "ours", "--metrics",
+             "Sparseness", "--no-costs", "--out", "here")  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        code, said = run(*asked)
+    assert code == 0, said
+    assert "24 images of 3x24x24, 1 methods" in said, "not the model's 32"
+    with pytest.warns(UserWarning, match=r"a mean of -?\d.*normalised alike \(--mean, --deviation\)"):
+        code, said = run(*asked, "--mean", "0.5", "--deviation", "0.1")
+    assert code == 0, said
+    assert run("--version")[1].startswith("attnkd of captum_attnkd ")
+
+
+def test_a_study_that_measures_nothing_has_failed(place: Path) -> None:
+    code, said = run(*STUDY, "--methods", "random", "--metrics", "pointing")
+    assert code == 2
+    assert "needs masks" in said
+    assert "nothing could be measured" in said
 
 
 HELD_OUT = ("-m", "mine:make", "-i", "photos", "--held-out", "6", "--fit", "rest", "--out", "here")

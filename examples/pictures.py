@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -14,9 +15,18 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 
+class _Parser(argparse.ArgumentParser):
+    def parse_args(self, *given: Any) -> Any:
+        """As ever; the small setting is told, so that nobody takes its figures for ours."""
+        options = super().parse_args(*given)
+        if options.quick:
+            print("--quick: a few steps on a few images. The figures and maps of this run mean nothing.\n")
+        return options
+
+
 def options_of(about: str | None) -> argparse.ArgumentParser:
     """A parser with the options of every example: where the picture goes, and the small setting."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few images; the maps mean nothing")
     return parser

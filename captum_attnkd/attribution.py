@@ -35,6 +35,8 @@ from .surrogate import Query, Surrogate
 from .target import OutputKind, Target, grad_mode_kept, left_as_found, lent, own_randomness
 from .trust import Trust, TrustWarning, trust_in
 
+FAR = 6.0  # deviations, a mean over pixels; of a white sheet among photographs it is two or three
+
 Self = TypeVar("Self", bound="AttentiveKDAttribution")
 
 
@@ -510,6 +512,15 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 f"images are on {images.device}, the surrogate is on {self.device}; move one of them (attribution.to(...))"
             )
         self._target.check_mode()
+        pixels = fitted.pixels
+        away = (images.float() - pixels.mean[:, None, None]) / pixels.deviation[:, None, None]
+        far = float(away.abs().mean())
+        if far > FAR:
+            warnings.warn(
+                f"the images' pixels lie {far:.0f} deviations from the mean of those that the surrogate was fitted on; are they "
+                "normalised as those were?",
+                stacklevel=callers_level(),
+            )
         return fitted.surrogate, images
 
     def _see(self, surrogate: Surrogate, images: Tensor, extra: tuple[Any, ...]) -> tuple[StudentOutput, Tensor | None]:

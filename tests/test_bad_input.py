@@ -182,6 +182,16 @@ def test_odd_scores_are_told(untrained: TinyNet) -> None:
         fit(lambda images: untrained(images).softmax(dim=1))
 
 
+def test_pixels_unlike_those_of_the_fit_are_told(fitted: AttentiveKDAttribution, images: Tensor) -> None:
+    with pytest.warns(UserWarning, match=r"pixels lie \d+ deviations from the mean") as caught:
+        fitted.saliency(images * 255)
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted.saliency(images)
+        fitted.saliency(torch.full_like(images, 2.0))
+
+
 def test_one_class_each_or_all_for_each_is_not_guessed(fitted: AttentiveKDAttribution, images: Tensor) -> None:
     classes = torch.tensor([0, 2, 1])
     with pytest.raises(InputError, match=r"3 classes for 3 images: .*targets\[:, None\].*targets.tolist\(\)"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -27,8 +28,9 @@ def device_of(given: Any) -> torch.device:
     return device
 
 
-def make_accelerator(target: Target, precision: str, given: Any = None) -> tuple[Any, Callable[[], None]]:
-    """An Accelerate accelerator on the target's device, in the precision asked for, and what lets go of it.
+@contextlib.contextmanager
+def accelerated(target: Target, precision: str, given: Any = None) -> Iterator[Any]:
+    """An Accelerate accelerator on the target's device, in the precision asked for; afterwards none of ours is left.
 
     Accelerate keeps one state a process: left behind, it would bind later fits, and the user's own accelerator, to this
     device and precision.
@@ -42,29 +44,27 @@ def make_accelerator(target: Target, precision: str, given: Any = None) -> tuple
     if given is not None:
         if not isinstance(given, Accelerator):
             raise InputError(f"accelerator must be an accelerate.Accelerator, got {type(given).__name__}")
-        return given, lambda: None
+        yield given
+        return
     device = target.device
     on_cpu = device is None or device.type == "cpu"
-    if AcceleratorState._shared_state or PartialState._shared_state:
-        made, own = Accelerator(), False  # joins the state the user's own accelerator made
-    else:
-        mixed_precision = (
-            "bf16" if _bf16(torch.device("cpu") if on_cpu else torch.device("cuda"), precision, True) else "no"
-        )
-        made, own = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision), True
-
-    def release() -> None:
+    own = not (AcceleratorState._shared_state or PartialState._shared_state)  # else the user's, which is joined
+    try:
+        if own:
+            mixed = _bf16(torch.device("cpu") if on_cpu else torch.device("cuda"), precision, True)
+            made = Accelerator(cpu=on_cpu, mixed_precision="bf16" if mixed else "no")
+        else:
+            made = Accelerator()
+        if device is not None and made.device.type != device.type:
+            raise InputError(
+                f"the model is on {device}, but this process's Accelerator is on {made.device}; "
+                "move the model, or pass accelerator=..."
+            )
+        yield made
+    finally:
         if own:
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
-
-    if device is not None and made.device.type != device.type:
-        release()
-        raise InputError(
-            f"the model is on {device}, but this process's Accelerator is on {made.device}; "
-            "move the model, or pass accelerator=..."
-        )
-    return made, release
 
 
 def fast_context(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import checkpoint
-from .devices import borne, channels_last_pays, fast_context, make_accelerator
+from .devices import accelerated, borne, channels_last_pays, fast_context
 from .errors import CheckpointError, InputError, TargetError
 from .images import Stream, Survey, mixed
 from .objectives import Ask, Distillation, Explanation, Pixels
@@ -150,13 +150,7 @@ class Fit:
         )
         self.differentiable, self.settings, self.image_key = differentiable, settings, image_key
         self.state, self.progress_bar = (None if state is None else Path(state)), progress
-        self._release: Callable[[], None] = lambda: None
-        accelerator, self._release = make_accelerator(target, settings.precision, accelerator)
-        self.accelerator = accelerator
-        self.device: torch.device = self.accelerator.device
-        self.fast = fast_context(self.device, settings.precision)
-        if settings.precision == "auto":
-            self.fast = borne(self.fast, target, found.held_out[:2].to(self.device))
+        self._given = accelerator
         self._target_fingerprint = fingerprint
         self.at = _Progress()
         self._optimiser_state: dict[str, Tensor] = {}
@@ -170,13 +164,15 @@ class Fit:
         Raises:
             CheckpointError: the state file belongs to another fit.
         """
-        try:
+        with accelerated(self.target, self.settings.precision, self._given) as self.accelerator:
             return self._run()
-        finally:
-            self._release()
 
     def _run(self) -> FitReport:
-        surrogate, settings = self.surrogate.to(self.device), self.settings
+        settings, self.device = self.settings, self.accelerator.device
+        surrogate = self.surrogate.to(self.device)
+        self.fast = fast_context(self.device, settings.precision)
+        if settings.precision == "auto":
+            self.fast = borne(self.fast, self.target, self.found.held_out[:2].to(self.device))
         ask, judge = self.target.log_probabilities, self._judge()
         self._resume()
         pixels = Pixels(self.found.mean.to(self.device), self.found.deviation.to(self.device))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 
 from captum_attnkd import AttentiveKDAttribution
@@ -137,6 +138,7 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     state["numpy RNG position"] = np.random.get_state()[2]
     state["python RNG"] = random.getstate()
     state["grad mode"] = torch.is_grad_enabled()
+    state["Accelerate's state"] = bool(AcceleratorState._shared_state or PartialState._shared_state)
     state["autocast"] = torch.is_autocast_enabled("cpu")
     state["default dtype"] = torch.get_default_dtype()
     state["threads"] = torch.get_num_threads()

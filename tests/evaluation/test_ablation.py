@@ -15,7 +15,7 @@ from captum_attnkd.evaluation.metrics import find_metric
 from captum_attnkd.evaluation.sources import ImageSet
 from captum_attnkd.evaluation.subject import Subject
 from torch import Tensor, nn
-from toy_task import TinyNet, loader_of, random_net
+from toy_task import TinyNet, loader_of
 
 from captum_attnkd import AttentiveKDAttribution
 
@@ -23,8 +23,8 @@ Made = tuple[Subject, ImageSet, Tensor]
 
 
 @pytest.fixture(scope="module")
-def made() -> Made:
-    net: TinyNet = random_net(3)
+def made(session_model: TinyNet) -> Made:
+    """A trained model: of a random one there is nothing to learn, and whether a part changes that hangs on rounding."""
     (images, labels), *_ = loader_of(6, 3)
 
     def refit(model: nn.Module, seed: int, shift: float = 0.0, **steps: int) -> AttentiveKDAttribution:
@@ -32,7 +32,7 @@ def made() -> Made:
             loader_of(40, 1), seed=seed, progress=False, batch_size=8, learning_rate=0.01, **steps
         )
 
-    subject = Subject(net, None, torch.zeros(3), torch.ones(3), precision="fp32", refit=refit)
+    subject = Subject(session_model, None, torch.zeros(3), torch.ones(3), precision="fp32", refit=refit)
     return subject, ImageSet(images, tuple(map(str, range(len(images))))), labels
 
 

@@ -29,7 +29,7 @@ def test_every_method_is_found_by_its_name_and_near_names_are_told() -> None:
         find_method("gradcam")
     with pytest.raises(ValueError, match=r"no metric 'pointin'; did you mean pointing"):
         find_metric("pointin")
-    with pytest.raises(ValueError, match=r"no method 'qqqq' Known: ours, refined-5, "):
+    with pytest.raises(ValueError, match=r"no method 'qqqq'\. Known: ours, refined-5, "):
         find_method("qqqq")
 
 

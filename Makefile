@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help quickstart test test-robust test-lowest mutation audit lint format docs wheel photos clean
 
@@ -19,8 +20,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 quickstart: $(VENV)/.installed  ## fit on handwritten digits, compare, draw the figure into out/
 	$(BIN)/python examples/quickstart.py
 
-test: $(VENV)/.installed lint  ## style, types, imports and tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed lint  ## style, types, imports and tests, a few files at a time
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-robust: $(VENV)/.installed  ## the tests of robustness with their full counts: long
 	$(BIN)/python -m pytest tests/robustness --counts full -s
@@ -30,7 +31,7 @@ test-lowest:  ## tests with the lowest versions that setup.cfg allows
 	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
 	$(PYTHON) .ci/lowest.py test > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet -c $(LOWEST)/constraints.txt -e '.[test]'
-	$(LOWEST)/bin/python -m pytest
+	$(LOWEST)/bin/python -m pytest $(PARALLEL)
 
 audit: $(VENV)/.installed  ## known vulnerabilities in what is installed (asks pypi.org)
 	$(PYTHON) -m venv $(VENV)-audit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,10 @@ from captum.testing.helpers.basic_models import BasicModel_ConvNet
 from torch import Tensor, nn
 
 from captum_attnkd import AttentiveKDAttribution
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: more threads than cores are slower than one each
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+    torch.set_num_threads(1)
 
 pytest.register_assert_rewrite("toy_task")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -177,7 +178,8 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             precision: "auto", "fp32" or "bf16".
             resume_from: a file to which the state is saved as the fit goes on. Where it exists already, the fit goes on
                 from it, to the weights it would have had without the interruption.
-            accelerator: an `accelerate.Accelerator` of yours, for several GPUs or machines.
+            accelerator: an `accelerate.Accelerator` of yours, for several GPUs or machines; its `gradient_accumulation_steps`
+                is how many batches make one step.
             progress: whether to show progress bars; None shows them on a terminal.
 
         Returns:
@@ -193,6 +195,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         )
         target, own = self._target.fresh(), self._backbone if isinstance(self._backbone, nn.Module) else None
         state = None if resume_from is None else place_of(resume_from)
+        started = time.monotonic()
         with (
             left_as_found(self.forward_func),
             lent(own),
@@ -220,7 +223,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             fit = Fit(
                 surrogate, target, plan, found, loader, differentiable, settings,
                 fingerprint=_digest(probe), image_key=image_key, accelerator=accelerator, progress=progress,
-                state=state,
+                state=state, started=started,
             )  # fmt: skip
             report = fit.run()
             surrogate.eval().requires_grad_(False)

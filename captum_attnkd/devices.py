@@ -41,30 +41,32 @@ def accelerated(target: Target, precision: str, given: Any = None) -> Iterator[A
     from accelerate import Accelerator  # slow to import, needed only to fit
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
-    if given is not None:
-        if not isinstance(given, Accelerator):
-            raise InputError(f"accelerator must be an accelerate.Accelerator, got {type(given).__name__}")
-        yield given
-        return
+    if given is not None and not isinstance(given, Accelerator):
+        raise InputError(f"accelerator must be an accelerate.Accelerator, got {type(given).__name__}")
     device = target.device
     on_cpu = device is None or device.type == "cpu"
     own = not (AcceleratorState._shared_state or PartialState._shared_state)  # else the user's, which is joined
+    accumulation = None if own else (dict(GradientState().plugin_kwargs), GradientState().sync_gradients)
     try:
-        if own:
+        if given is not None:
+            made = given
+        elif own:
             mixed = _bf16(torch.device("cpu") if on_cpu else torch.device("cuda"), precision, True)
             made = Accelerator(cpu=on_cpu, mixed_precision="bf16" if mixed else "no")
         else:
             made = Accelerator()
-        if device is not None and made.device.type != device.type:
+        if given is None and device is not None and made.device.type != device.type:
             raise InputError(
                 f"the model is on {device}, but this process's Accelerator is on {made.device}; "
                 "move the model, or pass accelerator=..."
             )
         yield made
     finally:
-        if own:
+        if accumulation is None:
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
+        else:  # to join is to overwrite it; and a fit that fails may stand between two batches of one step
+            GradientState().plugin_kwargs, GradientState().sync_gradients = accumulation
 
 
 def fast_context(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:

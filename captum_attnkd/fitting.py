@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ class Fit:
         fingerprint: of the target's answers; a state file is gone on with only if it is the same.
         accelerator: of Accelerate; None makes one on the target's device.
         state: file from which an interrupted fit goes on, and to which it is saved at every held-out check.
+        started: when the time that is reported begins, by `time.monotonic`; None for now.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class Fit:
         accelerator: Any = None,
         state: str | Path | None = None,
         progress: bool | None = None,
+        started: float | None = None,
     ) -> None:
         self.surrogate, self.target, self.plan, self.found, self.loader = (
             surrogate,
@@ -155,7 +158,7 @@ class Fit:
         self.at = _Progress()
         self._optimiser_state: dict[str, Tensor] = {}
         self._best: dict[str, Tensor] = {}
-        self._started = time.monotonic()
+        self._started = time.monotonic() if started is None else started
         self._channels_last = channels_last_pays(target)
 
     def run(self) -> FitReport:
@@ -223,17 +226,15 @@ class Fit:
                 rate = learning_rate(at.step, steps, settings.learning_rate)
                 for group in optimiser.param_groups:
                     group["lr"] = rate
-                batch = self._placed(next(images))
-                drawn = torch.Generator().manual_seed(
-                    mixed(settings.seed, at.stage, at.step, accelerator.process_index)
-                )
-                loss = prepared(batch, drawn)
-                if not bool(torch.isfinite(loss.detach())):
-                    raise TargetError(
-                        f"the {name} loss became {loss.item()} at step {at.step}; does the model return finite scores?"
-                    )
                 prepared_optimiser.zero_grad()
-                accelerator.backward(loss)
+                for part, together in enumerate(self._parts(prepared)):
+                    with together:
+                        loss = prepared(self._placed(next(images)), self._drawn(part))
+                        if not bool(torch.isfinite(loss.detach())):
+                            raise TargetError(
+                                f"the {name} loss became {loss.item()} at step {at.step}; does the model return finite scores?"
+                            )
+                        accelerator.backward(loss)
                 prepared_optimiser.step()
                 at.step += 1
                 at.passes, at.batches = stream.passes, stream.batches
@@ -250,6 +251,19 @@ class Fit:
         self._best, self._optimiser_state = {}, {}
         taught.eval()
         accelerator.free_memory()
+
+    def _parts(self, prepared: nn.Module) -> Iterator[AbstractContextManager[Any]]:
+        """A context for each batch whose gradients make one step; processes exchange gradients at the last alone."""
+        accelerator = self.accelerator
+        parts = accelerator.gradient_accumulation_steps
+        for part in range(parts):
+            accelerator.sync_gradients = part == parts - 1
+            yield nullcontext() if accelerator.sync_gradients else accelerator.no_sync(prepared)
+
+    def _drawn(self, part: int) -> torch.Generator:
+        """What a batch's masks and fills are drawn from: another for each process, step and part of a step."""
+        index = part * self.accelerator.num_processes + self.accelerator.process_index
+        return torch.Generator().manual_seed(mixed(self.settings.seed, self.at.stage, self.at.step, index))
 
     def _agreed(self, score: Callable[[], float], taught: nn.Module) -> float:
         """The held-out score on which all processes decide alike: the main one's, with its batch statistics."""
@@ -309,7 +323,10 @@ class Fit:
     def _fingerprint(self) -> str:
         """What must be the same for a state to be gone on with."""
         found, processes = self.found, self.accelerator.num_processes
-        return repr((self.settings, self.plan, found.fingerprint, found.count, self._target_fingerprint, processes))
+        parts = self.accelerator.gradient_accumulation_steps
+        return repr(
+            (self.settings, self.plan, found.fingerprint, found.count, self._target_fingerprint, processes, parts)
+        )
 
     def _save(self, optimiser: torch.optim.Optimizer | None = None) -> None:
         if self.state is None or not self.accelerator.is_main_process:

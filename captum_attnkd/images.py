@@ -290,7 +290,9 @@ class Stream:
 
     def _one_pass(self) -> Iterator[Tensor]:
         waiting: list[Tensor] = []
-        ready, seen = 0, 0
+        ready, seen, given = 0, 0, 0
+        # As many for every process, whatever is left over: else one would begin the next pass while others end this one.
+        most = self._found.count // self._world // self._size
         for images in checked_batches(self._loader, self._image_key):
             if self._found.threshold >= 0:
                 fresh = [code > self._found.threshold for code in content_hashes(images)]
@@ -305,10 +307,12 @@ class Stream:
             while ready >= self._size:
                 joined = torch.cat(waiting)
                 yield joined[: self._size]
+                given += 1
+                if given == most:  # a last, smaller batch is left out: the next pass brings its images in another place
+                    return
                 rest = joined[self._size :]
                 waiting, ready = ([rest] if len(rest) else []), len(rest)
-        # A last, smaller batch is left out: the next pass brings its images in another place.
-        if seen < self._size * self._world:
+        if not given:
             raise LoaderError(
                 f"the loader gave {seen} images in this pass, fewer than in the first ({self._found.count})"
             )

@@ -26,7 +26,7 @@ class FitReport:
         deleted_unfitted: as `deleted`, likewise.
         distil_steps: of the first stage, the early stop counted in.
         explain_steps: of the second stage.
-        seconds: of the whole fit, time before an interruption counted in.
+        seconds: of the whole fit, the look through the loader and time before an interruption counted in.
         target_queries: images sent to the target.
         parameters: trained ones.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import platform
 import statistics
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_attnkd.allocator import kept_buffers, trim
+from captum_attnkd.allocator import kept_buffers
 
 from .explainers import Explainer
+from .memory import peak
 from .methods import Method
 from .subject import Subject
 
@@ -69,7 +69,7 @@ def speed(
             peaks: dict[str, float] = {}
             for name, run in runs.items():  # once before the allocator is told to keep what is freed
                 try:
-                    peaks[name] = _peak(subject, run, x, t)
+                    _, peaks[name] = peak(lambda run=run, x=x, t=t: run(x, t), subject.device)
                 except Exception as error:
                     failures[name, batch] = _said(error)
             bar.update()
@@ -148,36 +148,3 @@ def _seconds(subject: Subject, run: Explainer, images: Tensor, targets: Tensor) 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _peak(subject: Subject, run: Explainer, images: Tensor, targets: Tensor) -> float:
-    """Run once, to warm up; memory beyond that in use before, in MiB, NaN where it cannot be told."""
-    cuda = subject.device.type == "cuda"
-    gc.collect()
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(subject.device)
-        before = torch.cuda.memory_allocated(subject.device) / 2**20
-    else:
-        before = _fresh_peak()
-    run(images, targets)
-    after = torch.cuda.max_memory_allocated(subject.device) / 2**20 if cuda else _resident("VmHWM")
-    return max(after - before, 0.0)
-
-
-def _fresh_peak() -> float:
-    """Have Linux begin the process's peak anew; what is in use now, in MiB."""
-    trim()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return math.nan
-    return _resident("VmRSS")
-
-
-def _resident(name: str) -> float:
-    """A line of /proc/self/status, in MiB."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return math.nan
-    return next((float(line.split()[1]) / 1024 for line in lines if line.startswith(name)), math.nan)

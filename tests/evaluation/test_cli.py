@@ -230,6 +230,22 @@ def test_speed_prints_a_table_and_when_the_fit_pays(place: Path) -> None:
     assert slow > quick
 
 
+def test_scale_prints_what_was_measured_and_an_estimate(place: Path) -> None:
+    code, said = run(
+        "scale", "-m", "mine:make", "--counts", "64,1280", "--steps", "2", "--images", "5000", "--processes", "2"
+    )
+    assert code == 0, said
+    assert re.search(r"^\s+1280( +\d+\.\d){2}", said, re.MULTILINE)
+    hours = [
+        float(value) for value in re.findall(r"(?:images|steps|checks|together) +(\d+\.\d\d)$", said, re.MULTILINE)
+    ]
+    assert len(hours) == 4
+    assert hours[-1] == pytest.approx(sum(hours[:-1]), abs=0.02)
+    code, said = run("scale", "-m", "mine:function")
+    assert code == 2
+    assert "this needs a torch module" in said
+
+
 def test_our_metrics_agree_with_independent_implementations(place: Path) -> None:
     (place / "set" / "images").mkdir(parents=True)
     (place / "set" / "masks").mkdir()

@@ -26,6 +26,7 @@ def check_wheel(path: pathlib.Path) -> None:
         entry_points = wheel.read(f"{about}/entry_points.txt").decode()
     package = {name for name in names if not name.startswith(f"{about}/")}
     wanted = sources("captum_attnkd", "captum_attnkd") | sources("evaluation", "captum_attnkd/evaluation")
+    wanted -= sources("evaluation/benchmarks", "captum_attnkd/evaluation/benchmarks")  # of our own parts
     assert package == wanted, f"missing: {sorted(wanted - package)}; too many: {sorted(package - wanted)}"
     assert "captum_attnkd/py.typed" in package
     assert {"report.html", "report.css", "report.js"} <= {pathlib.PurePath(name).name for name in package}

@@ -7,9 +7,7 @@ import shlex
 import sys
 import textwrap
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,15 +17,48 @@ import typer
 from torch import Tensor, nn
 
 from captum_attnkd import __version__, checkpoint
-from captum_attnkd.errors import AttnKDError
 
 from .classifiers import OURS, find_classifier
 from .measuring import Metric
-from .methods import METHODS, Method, find_method, for_classes
+from .methods import METHODS, Method, for_classes
 from .metrics import all_metrics, find_metric
+from .options import (
+    Batch,
+    Deviation,
+    Device,
+    Download,
+    FitOn,
+    HeldOut,
+    Images,
+    Layer,
+    Limit,
+    Mean,
+    Methods,
+    Metrics,
+    Model,
+    Mosaics,
+    Out,
+    Precision,
+    Seed,
+    Size,
+    Student,
+    Surrogate,
+    Weights,
+    Workers,
+    aside,
+    for_prepare,
+    methods_named,
+    metrics_named,
+    names_of,
+    shape_of,
+    single_classes,
+    split,
+    told,
+    whole,
+)  # fmt: skip
 from .preparing import SURROGATE, prepare
 from .report import About, write_report
-from .sources import GENERATED, KINDS, ImageSet, load, square
+from .sources import GENERATED, KINDS, load, square
 from .speed import break_even, machine, speed
 from .store import Store, key
 from .study import Outcome, Study
@@ -49,92 +80,6 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
     if version:
         typer.echo(f"attnkd of captum_attnkd {__version__}")
         raise typer.Exit
-
-
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        help="`module:function` that returns the model (or a `Classifier`, which also says how images are brought to it), "
-        "a torchvision name such as `resnet50`, or `digits` or `birds`: small networks of our own on images with exact truth, "
-        "trained at the first use.",
-    ),
-]
-Images = Annotated[
-    str,
-    typer.Option(
-        "--images",
-        "-i",
-        help="`folder:DIR` (or just DIR), `masked:DIR` with `images/` and `masks/`, `voc:DIR`, `coco:FILE.json@DIR`, `pets:DIR`, "
-        "`voc-segmentation:DIR`, `imagenette:DIR`; or drawn by us: `digits:N`, `two-digits:N`, `digit-mosaics:N`, `birds:N`, "
-        "`bird-pairs:N`.",
-    ),
-]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the report, the cache and the surrogate.")]
-Methods = Annotated[
-    str,
-    typer.Option(help="Names by comma, `default`, or `all`; one of yours is `module:object`. See `attnkd names`."),
-]
-Metrics = Annotated[
-    str,
-    typer.Option(
-        help="Names by comma, `default` (what the images allow, but for twins and for those that ask the method anew), or `all`."
-    ),
-]
-FitOn = Annotated[
-    str | None,
-    typer.Option(
-        "--fit",
-        help="Images to fit our surrogate on, named as in --images; labels are not used. `rest`: those that --held-out leaves.",
-    ),
-]
-Surrogate = Annotated[
-    Path | None,
-    typer.Option(help="A surrogate that was fitted before, instead of a fit; --fit then serves MPRT alone."),
-]
-Student = Annotated[str, typer.Option(help="`auto`, `grafted` or `compact`.")]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        help="For torchvision models: a .safetensors file, or `DEFAULT` (fetched from the network). Else random."
-    ),
-]
-Limit = Annotated[
-    int | None,
-    typer.Option(min=1, help="Images of the study at most, spread evenly over the source; a fit takes all of its own."),
-]
-HeldOut = Annotated[
-    int | None, typer.Option(min=1, help="Study so many images, by a fixed shuffle; keep the rest for --fit rest.")
-]
-Mosaics = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="The grid pointing game: put images that the model is sure of together, four classes in one, so many times, and ask "
-        "about one cell after the other.",
-    ),
-]
-Layer = Annotated[
-    str | None, typer.Option(help="Where CAM methods look; default: the last layer with a spatial extent.")
-]
-Size = Annotated[
-    int | None, typer.Option(min=8, help="Side of the images, in pixels; default: as the model has it, else 224.")
-]
-Mean = Annotated[str | None, typer.Option(help="Per channel, by comma, of pixels in [0, 1]; default: ImageNet's.")]
-Deviation = Annotated[str | None, typer.Option(help="Likewise.")]
-Batch = Annotated[int, typer.Option(min=1, help="Images at a time.")]
-Seed = Annotated[int, typer.Option(help="Of the fit, and of all that methods and metrics draw.")]
-Device = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, `cuda:1`, ...; default: where the model is.")]
-Precision = Annotated[str, typer.Option(help="In which metrics ask the model: `fp32`, `bf16`, or `auto`.")]
-Workers = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        help="Processes that share methods and cores among them: faster than one on a CPU, at the price of its memory each.",
-    ),
-]
-Download = Annotated[bool, typer.Option("--download", help="Let torchvision's data sets be fetched.")]
 
 
 @app.command("study")
@@ -181,26 +126,26 @@ def study_command(
         attnkd study -m mine:make_model -i folder:photos --held-out 120 --fit rest -o out/photos
     """
     started = time.monotonic()
-    with _told():
-        chosen = _methods(methods, fit is not None or surrogate is not None)
+    with told():
+        chosen = methods_named(methods, fit is not None or surrogate is not None)
         reference = reference or chosen[0].name
         if reference not in {method.name for method in chosen}:
             raise ValueError(f"the reference {reference!r} is not among the methods")
         if metrics not in ("default", "all"):
-            [find_metric(name) for name in _split(metrics)]  # a misspelt name is told before a fit
-        arguments = _arguments(locals())
-        prepared = prepare(**arguments, told=_aside)
-        measured = _metrics(metrics, prepared.data)
+            [find_metric(name) for name in split(metrics)]  # a misspelt name is told before a fit
+        arguments = for_prepare(locals())
+        prepared = prepare(**arguments, told=aside)
+        measured = metrics_named(metrics, prepared.data)
         compared = Study(prepared.subject, prepared.data, chosen, measured, Store(out / "cache"))
         typer.echo(
-            f"{len(compared.data)} images of {_shape(compared.data)}, {len(chosen)} methods, {len(measured)} metrics, "
+            f"{len(compared.data)} images of {shape_of(compared.data)}, {len(chosen)} methods, {len(measured)} metrics, "
             f"on {machine(prepared.subject.device)}"
             + ("" if compared.right is None else f"; the model is right on {compared.right:.1%}")
         )
         if workers > 1:
             if fit is not None and surrogate is None:  # fitted just now, and once is enough
                 arguments |= {"surrogate": out / SURROGATE, "student": "auto"}
-            work_ahead(workers, arguments, _names(methods, chosen), _names(metrics, measured), out / "cache")
+            work_ahead(workers, arguments, names_of(methods, chosen), names_of(metrics, measured), out / "cache")
         outcomes = compared.run()
         attribution = prepared.subject.surrogate
         report = None if attribution is None else attribution.report_
@@ -250,12 +195,12 @@ def speed_command(
     download: Download = False,
 ) -> None:
     """Time explainers against the model's own forward pass: interleaved repeats, medians, ratios, memory, break-even."""
-    with _told():
-        chosen = _methods(methods, fit is not None or surrogate is not None)
-        prepared = prepare(**_arguments(locals()), told=_aside)
+    with told():
+        chosen = methods_named(methods, fit is not None or surrogate is not None)
+        prepared = prepare(**for_prepare(locals()), told=aside)
         targets = prepared.subject.ask(prepared.data.images).argmax(dim=1)
-        sizes = sorted({_whole(one, "batches") for one in batches.split(",")})
-        counts = sorted({_whole(one, "classes") for one in classes.split(",")})
+        sizes = sorted({whole(one, "batches") for one in batches.split(",")})
+        counts = sorted({whole(one, "classes") for one in classes.split(",")})
         asked = [method if count == 1 else for_classes(method, count) for count in counts for method in chosen]
         table = speed(prepared.subject, asked, prepared.data.images, targets, sizes, repeats)
         out.mkdir(parents=True, exist_ok=True)
@@ -296,8 +241,8 @@ def verify_command(
     out: Out = Path("out/study"),
 ) -> None:
     """Compute our metrics on your model and images with independent implementations too: differences and times."""
-    with _told():
-        prepared = prepare(**_arguments(locals()), told=_aside)
+    with told():
+        prepared = prepare(**for_prepare(locals()), told=aside)
         targets = prepared.subject.ask(prepared.data.images).argmax(dim=1)
         table = verify(prepared.subject, prepared.data, targets)
         typer.echo(f"{len(prepared.data)} images; {machine(prepared.subject.device)}\n\n{table.to_string(index=False)}")
@@ -348,17 +293,17 @@ def sanity_command(
         planted,
     )  # with what it needs, a second that no other command should take
 
-    with _told():
-        wanted = [*CHECKS, PLANTED] if checks == "all" else _split(checks)
+    with told():
+        wanted = [*CHECKS, PLANTED] if checks == "all" else split(checks)
         unknown = [name for name in wanted if name not in (*CHECKS, PLANTED)]
         if unknown:
             raise ValueError(f"no check {unknown[0]!r}; there are: {', '.join((*CHECKS, PLANTED))}")
-        chosen = _methods(methods, fitted=True)
+        chosen = methods_named(methods, fitted=True)
         if any(method.learned for method in chosen) and fit is None:
             raise ValueError("ours is fitted anew to models put at random: name images to learn from with --fit")
-        prepared = prepare(**_arguments(locals()), told=_aside)
+        prepared = prepare(**for_prepare(locals()), told=aside)
         subject, data = prepared.subject, prepared.data
-        _single_classes(data)
+        single_classes(data)
         other = None
         if model in OURS or shuffled is not None:
             found = find_classifier(shuffled or model, kept=out, shuffled=shuffled is None).model
@@ -415,10 +360,10 @@ def trust_command(
     """
     from . import calibration
 
-    with _told():
-        prepared = prepare(**_arguments(locals()), told=_aside)
+    with told():
+        prepared = prepare(**for_prepare(locals()), told=aside)
         subject, data, found = prepared.subject, prepared.data, prepared.classifier
-        _single_classes(data)
+        single_classes(data)
         strange = None
         if other is not None:
             strange = load(
@@ -441,57 +386,6 @@ def trust_command(
         typer.echo(f"\nFigures: {out / 'trust.csv'}; curve: {out / 'trust.png'}")
 
 
-@app.command("ablation")
-def ablation_command(
-    model: Model,
-    images: Images,
-    fit: Annotated[str, typer.Option(help="Images to fit on, named as in --images; or `rest`.")],
-    out: Out = Path("out/ablation"),
-    parts: Annotated[str, typer.Option(help="By comma, or `all`; each is switched off in turn.")] = "all",
-    metrics: Metrics = "insertion-deletion",
-    seeds: Annotated[int, typer.Option(min=1, help="Fits of each, with seeds from 0 on.")] = 3,
-    distil_steps: Annotated[int, typer.Option(min=0)] = 100,
-    explain_steps: Annotated[int, typer.Option(min=0)] = 500,
-    student: Student = "auto",
-    weights: Weights = None,
-    limit: Limit = None,
-    held_out: HeldOut = None,
-    size: Size = None,
-    mean: Mean = None,
-    deviation: Deviation = None,
-    batch: Batch = 30,
-    device: Device = None,
-    precision: Precision = "auto",
-    download: Download = False,
-) -> None:
-    """What is each part of ours worth? The same fit with one part off, judged on the same images, over several seeds.
-
-    attnkd ablation -m digits -i digits:60 --fit digits-train -o out/digits
-    """
-    from . import ablation
-
-    with _told():
-        chosen = list(ablation.PARTS) if parts == "all" else _split(parts)
-        prepared = prepare(**_arguments(locals()), fitted=False)
-        subject, data = prepared.subject, prepared.data
-        _single_classes(data)
-        judged = _metrics(metrics, data)
-        targets = subject.ask(data.images).argmax(dim=1) if data.targets is None else data.targets
-        table = ablation.ablate(
-            subject, data, targets, judged, chosen, range(seeds), out, typer.echo,
-            distil_steps=distil_steps, explain_steps=explain_steps,
-        )  # fmt: skip
-        table.to_csv(out / "ablation.csv", index=False)
-        typer.echo(
-            f"\n{len(data)} images, {seeds} seeds; {machine(subject.device)}; less: than with all of it, [95 %] over images"
-        )
-        for column in table["column"].unique():
-            typer.echo(
-                f"\n{column}\n{ablation.ablation_table(table, column).to_string(float_format=lambda x: f'{x:.3f}')}"
-            )
-        typer.echo(f"\nScores: {out / 'ablation.csv'}")
-
-
 @app.command("scale")
 def scale_command(
     model: Model,
@@ -512,13 +406,13 @@ def scale_command(
     """
     from .scale import measure_cost
 
-    with _told():
+    with told():
         found = find_classifier(model, weights)
         if not isinstance(found.model, nn.Module):
             raise ValueError("a fit to a function is as fast as the function; this needs a torch module")
         network = found.model.to(device) if device is not None else found.model
         side = size or found.size
-        cost = measure_cost(network, (3, side, side), [_whole(one, "counts") for one in counts.split(",")], steps)
+        cost = measure_cost(network, (3, side, side), [whole(one, "counts") for one in counts.split(",")], steps)
         where = machine(next(network.parameters()).device)
         typer.echo(f"{where}; images of 3x{side}x{side}, {steps} + {steps} steps\n")
         typer.echo(cost.table.to_string(index=False, float_format=lambda value: f"{value:.1f}"))
@@ -545,86 +439,6 @@ def names_command() -> None:
         typer.echo(f"  {'*' if metric.default else ' '} {metric.name:<26}{metric.family:<16}{'; '.join(notes)}")
         typer.echo(textwrap.indent(textwrap.fill(metric.meaning, 110), " " * 8))
     typer.echo(f"\nImages\n    {', '.join([*KINDS, *GENERATED])}")
-
-
-_PREPARING = (
-    "model", "images", "fit", "surrogate", "student", "weights", "limit", "held_out", "mosaics", "layer", "size", "mean",
-    "deviation", "batch", "seed", "device", "precision", "download", "out",
-)  # fmt: skip
-
-
-def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What `prepare` is to be given, of all options of a command."""
-    chosen = {name: value for name, value in options.items() if name in _PREPARING}
-    for name in ("mean", "deviation"):
-        chosen[name] = _numbers(chosen.get(name), name)
-    return {"folder": chosen.pop("out"), **chosen}
-
-
-def _aside(line: str) -> None:
-    typer.echo(line, err=True)
-
-
-def _shape(data: ImageSet) -> str:
-    return "x".join(map(str, data.images.shape[1:]))
-
-
-def _single_classes(data: ImageSet) -> None:
-    if data.rivals is not None:
-        raise ValueError("this asks about single classes; these images come with rivals")
-
-
-def _numbers(text: str | None, name: str) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if len(found) not in (1, 3):
-        raise ValueError(f"--{name} is one or three numbers by comma, got {text!r}")
-    return found
-
-
-def _whole(text: str, name: str) -> int:
-    if not text.strip().isdigit() or int(text) < 1:
-        raise ValueError(f"--{name} is whole numbers from 1 on by comma, got {text!r}")
-    return int(text)
-
-
-def _methods(names: str, fitted: bool) -> list[Method]:
-    if names in ("default", "all"):
-        chosen = [method for method in METHODS.values() if method.default or names == "all"]
-        return chosen if fitted else [method for method in chosen if not method.learned]
-    found = [find_method(name) for name in _split(names)]
-    twice = sorted(name for name, count in Counter(method.name for method in found).items() if count > 1)
-    if twice:
-        raise ValueError(f"there are two methods named {', '.join(twice)}; their results would not be told apart")
-    learned = [method.name for method in found if method.learned]
-    if learned and not fitted:
-        raise ValueError(f"{', '.join(learned)} needs a surrogate: --fit on images, or --surrogate FILE")
-    return found
-
-
-def _split(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",")]
-
-
-def _names(asked: str, found: Sequence[Method] | Sequence[Metric]) -> list[str]:
-    """Names by which what was asked for is found again."""
-    return [one.name for one in found] if asked in ("default", "all") else _split(asked)
-
-
-def _metrics(names: str, data: ImageSet) -> list[Metric]:
-    if names == "all":
-        return list(all_metrics().values())
-    if names != "default":
-        return [find_metric(name) for name in _split(names)]
-    return [
-        metric
-        for metric in all_metrics().values()
-        if metric.default and (metric.needs is None or getattr(data, metric.needs) is not None)
-    ]
 
 
 def _costs(study: Study, methods: Sequence[Method], folder: Path) -> pd.DataFrame:
@@ -657,16 +471,3 @@ def _print(outcomes: Mapping[str, Outcome], metrics: Sequence[Metric]) -> None:
             typer.echo(f"failed: {name}: {outcome.failure}")
         for failed, why in outcome.failures.items():
             typer.echo(f"failed: {name}, {failed}: {why}")
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """What the user can mend is said in a line; everything else is a fault of ours, and keeps its traceback."""
-    try:
-        yield
-    except (ValueError, OSError, AttnKDError, ImportError) as error:
-        typer.echo(f"attnkd: {error}", err=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt:
-        typer.echo("attnkd: stopped; the same command goes on from here", err=True)
-        raise typer.Exit(130) from None

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from captum_attnkd.evaluation import ablation
-from captum_attnkd.evaluation.ablation import PARTS, WHOLE, ablate, ablation_table
+from captum_attnkd.evaluation.benchmarks import ablation
+from captum_attnkd.evaluation.benchmarks.ablation import PARTS, WHOLE, ablate, ablation_table
 from captum_attnkd.evaluation.measuring import Case, Measured, Metric
 from captum_attnkd.evaluation.metrics import find_metric
 from captum_attnkd.evaluation.sources import ImageSet

@@ -19,6 +19,7 @@ import psutil
 import pytest
 import torch
 from captum_attnkd.evaluation import classifiers, explainers
+from captum_attnkd.evaluation.benchmarks import ablation
 from captum_attnkd.evaluation.classifiers import Classifier, find_classifier
 from captum_attnkd.evaluation.cli import app
 from captum_attnkd.evaluation.preparing import prepare, put_together
@@ -29,6 +30,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
+from typer import Typer
 from typer.testing import CliRunner
 
 from captum_attnkd import AttentiveKDAttribution
@@ -93,7 +95,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(*arguments: str) -> tuple[int, str]:
+def run(*arguments: str, app: Typer = app) -> tuple[int, str]:
     result = CliRunner().invoke(app, list(arguments))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -191,7 +193,7 @@ def test_trust_tells_what_it_foretells_of_each_set(place: Path, short_fits: list
 
 
 def test_an_ablation_compares_parts_over_seeds(place: Path, short_fits: list[int]) -> None:
-    code, said = run("ablation", *HELD_OUT, "--parts", "no attention", "--seeds", "2")
+    code, said = run(*HELD_OUT, "--parts", "no attention", "--seeds", "2", app=ablation.app)
     assert code == 0, said
     assert short_fits == [16] * 4, "two of the rest are held out, the same for all"
     assert re.search(r"no attention( +-?\d\.\d{3}){6}", said), said
@@ -208,11 +210,12 @@ def test_single_checks_are_made_by_name(place: Path) -> None:
     assert "no check 'classes'; there are: weights put at random" in said
 
 
-@pytest.mark.parametrize("command", ["trust", "sanity", "ablation"])
+@pytest.mark.parametrize("command", ["trust", "sanity", ""])
 def test_images_with_rivals_are_refused_where_single_classes_are_asked_about(
     place: Path, short_fits: list[int], command: str
 ) -> None:
-    code, said = run(command, "-m", "mine:many", "-i", "bird-pairs:2", "--fit", "birds-train:20", "--out", "here")
+    of_pairs = ("-m", "mine:many", "-i", "bird-pairs:2", "--fit", "birds-train:20", "--out", "here")
+    code, said = run(command, *of_pairs) if command else run(*of_pairs, app=ablation.app)
     assert code == 2
     assert "single classes; these images come with rivals" in said
 

@@ -11,12 +11,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from unittest import mock
 
 import numpy as np
 import pandas as pd
 import torch
+import typer
 from torch import Tensor
 
 from captum_attnkd import checkpoint, fitting, objectives, perturbation, plan
@@ -24,13 +25,42 @@ from captum_attnkd.attention import LevelAttention
 from captum_attnkd.explanation import ExplanationNetwork
 from captum_attnkd.student import Student
 
-from .measuring import Case, Metric
-from .methods import METHODS
-from .sources import ImageSet
-from .statistics import paired_interval
-from .store import key
-from .subject import Subject
+from ..measuring import Case, Metric
+from ..methods import METHODS
+from ..options import (
+    Batch,
+    Deviation,
+    Device,
+    Download,
+    HeldOut,
+    Images,
+    Limit,
+    Mean,
+    Metrics,
+    Model,
+    Out,
+    Precision,
+    Size,
+    Weights,
+    for_prepare,
+    metrics_named,
+    single_classes,
+    split,
+    told,
+)  # fmt: skip
+from ..options import (
+    Student as StudentOption,
+)
+from ..preparing import prepare
+from ..sources import ImageSet
+from ..speed import machine
+from ..statistics import paired_interval
+from ..store import key
+from ..subject import Subject
 
+app = typer.Typer(
+    add_completion=False, rich_markup_mode="markdown", context_settings={"help_option_names": ["-h", "--help"]}
+)
 WHOLE = "all of it"
 Off = Callable[[], AbstractContextManager[Any]]
 
@@ -188,3 +218,54 @@ def ablation_table(table: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def _tensor(values: pd.Series) -> Tensor:
     return torch.from_numpy(values.to_numpy(dtype=np.float64, copy=True))
+
+
+@app.command()
+def main(
+    model: Model,
+    images: Images,
+    fit: Annotated[str, typer.Option(help="Images to fit on, named as in --images; or `rest`.")],
+    out: Out = Path("out/ablation"),
+    parts: Annotated[str, typer.Option(help="By comma, or `all`; each is switched off in turn.")] = "all",
+    metrics: Metrics = "insertion-deletion",
+    seeds: Annotated[int, typer.Option(min=1, help="Fits of each, with seeds from 0 on.")] = 3,
+    distil_steps: Annotated[int, typer.Option(min=0)] = 100,
+    explain_steps: Annotated[int, typer.Option(min=0)] = 500,
+    student: StudentOption = "auto",
+    weights: Weights = None,
+    limit: Limit = None,
+    held_out: HeldOut = None,
+    size: Size = None,
+    mean: Mean = None,
+    deviation: Deviation = None,
+    batch: Batch = 30,
+    device: Device = None,
+    precision: Precision = "auto",
+    download: Download = False,
+) -> None:
+    """What is each part of ours worth? The same fit with one part off, judged on the same images, over several seeds.
+
+    python -m captum_attnkd.evaluation.benchmarks.ablation -m digits -i digits:60 --fit digits-train -o out/digits
+    """
+    with told():
+        chosen = list(PARTS) if parts == "all" else split(parts)
+        prepared = prepare(**for_prepare(locals()), fitted=False)
+        subject, data = prepared.subject, prepared.data
+        single_classes(data)
+        judged = metrics_named(metrics, data)
+        targets = subject.ask(data.images).argmax(dim=1) if data.targets is None else data.targets
+        table = ablate(
+            subject, data, targets, judged, chosen, range(seeds), out, typer.echo,
+            distil_steps=distil_steps, explain_steps=explain_steps,
+        )  # fmt: skip
+        table.to_csv(out / "ablation.csv", index=False)
+        typer.echo(
+            f"\n{len(data)} images, {seeds} seeds; {machine(subject.device)}; less: than with all of it, [95 %] over images"
+        )
+        for column in table["column"].unique():
+            typer.echo(f"\n{column}\n{ablation_table(table, column).to_string(float_format=lambda x: f'{x:.3f}')}")
+        typer.echo(f"\nScores: {out / 'ablation.csv'}")
+
+
+if __name__ == "__main__":
+    app()

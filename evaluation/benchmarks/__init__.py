@@ -1,0 +1,1 @@
+"""Studies of our own parts: in the repository, not in the wheel."""

@@ -386,45 +386,6 @@ def trust_command(
         typer.echo(f"\nFigures: {out / 'trust.csv'}; curve: {out / 'trust.png'}")
 
 
-@app.command("scale")
-def scale_command(
-    model: Model,
-    counts: Annotated[str, typer.Option(help="Images of the fits that are timed, by comma.")] = "320,640,1280",
-    images: Annotated[int, typer.Option(min=1, help="Estimate a fit on so many.")] = 1_281_167,
-    processes: Annotated[int, typer.Option(min=1, help="Estimate it on so many, each like this one.")] = 8,
-    loaded: Annotated[
-        float, typer.Option(min=1e-3, help="Images a second that the loader of one process decodes.")
-    ] = 1000.0,
-    steps: Annotated[int, typer.Option(min=1, help="Of each stage, in the fits that are timed.")] = 8,
-    weights: Weights = None,
-    size: Size = None,
-    device: Device = None,
-) -> None:
-    """What a fit costs as images grow in number, by a simulated loader: seconds, memory, and an estimate for many more.
-
-    attnkd scale -m resnet50 --images 1281167 --processes 8 --loaded 1000
-    """
-    from .scale import measure_cost
-
-    with told():
-        found = find_classifier(model, weights)
-        if not isinstance(found.model, nn.Module):
-            raise ValueError("a fit to a function is as fast as the function; this needs a torch module")
-        network = found.model.to(device) if device is not None else found.model
-        side = size or found.size
-        cost = measure_cost(network, (3, side, side), [whole(one, "counts") for one in counts.split(",")], steps)
-        where = machine(next(network.parameters()).device)
-        typer.echo(f"{where}; images of 3x{side}x{side}, {steps} + {steps} steps\n")
-        typer.echo(cost.table.to_string(index=False, float_format=lambda value: f"{value:.1f}"))
-        typer.echo(f"\nTo look at an image takes {1e3 * cost.look_s:.2f} ms, a step {cost.step_s:.2f} s.")
-        typer.echo(
-            f"\nHours on {images:,} images with {processes} processes like this, {loaded:g} images a second loaded by each"
-        )
-        hours = cost.estimate(images, processes, loaded)
-        for name, value in [*hours.items(), ("together", sum(hours.values()))]:
-            typer.echo(f"   {name:<28}{value:8.2f}")
-
-
 @app.command("names")
 def names_command() -> None:
     """What methods, metrics and kinds of images there are."""

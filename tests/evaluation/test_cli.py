@@ -19,7 +19,7 @@ import psutil
 import pytest
 import torch
 from captum_attnkd.evaluation import classifiers, explainers
-from captum_attnkd.evaluation.benchmarks import ablation
+from captum_attnkd.evaluation.benchmarks import ablation, scale
 from captum_attnkd.evaluation.classifiers import Classifier, find_classifier
 from captum_attnkd.evaluation.cli import app
 from captum_attnkd.evaluation.preparing import prepare, put_together
@@ -234,9 +234,8 @@ def test_speed_prints_a_table_and_when_the_fit_pays(place: Path) -> None:
 
 
 def test_scale_prints_what_was_measured_and_an_estimate(place: Path) -> None:
-    code, said = run(
-        "scale", "-m", "mine:make", "--counts", "64,1280", "--steps", "2", "--images", "5000", "--processes", "2"
-    )
+    given = ("--counts", "64,1280", "--steps", "2", "--images", "5000", "--processes", "2")
+    code, said = run("-m", "mine:make", *given, app=scale.app)
     assert code == 0, said
     assert re.search(r"^\s+1280( +\d+\.\d){2}", said, re.MULTILINE)
     hours = [
@@ -244,7 +243,7 @@ def test_scale_prints_what_was_measured_and_an_estimate(place: Path) -> None:
     ]
     assert len(hours) == 4
     assert hours[-1] == pytest.approx(sum(hours[:-1]), abs=0.02)
-    code, said = run("scale", "-m", "mine:function")
+    code, said = run("-m", "mine:function", app=scale.app)
     assert code == 2
     assert "this needs a torch module" in said
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 import torch
-from captum_attnkd.evaluation.scale import Cost, Simulated, measure_cost
+from captum_attnkd.evaluation.benchmarks.scale import Cost, Simulated, measure_cost
 from toy_task import random_net
 
 from captum_attnkd.fitting import FitSettings

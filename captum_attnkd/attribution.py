@@ -528,9 +528,9 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
 
     def _see(self, surrogate: Surrogate, images: Tensor, extra: tuple[Any, ...]) -> tuple[StudentOutput, Tensor | None]:
         try:
-            if surrogate.student.grafted:
-                return surrogate.student(images, *extra)  # type: ignore[no-any-return]
-            return surrogate.student(images.float())  # type: ignore[no-any-return]
+            seen, answer = (
+                surrogate.student(images, *extra) if surrogate.student.grafted else surrogate.student(images.float())
+            )
         except RuntimeError as error:
             fitted = self.plan.image_shape
             if tuple(images.shape[1:]) == fitted or isinstance(error, (TargetError, NotFittedError)):
@@ -538,6 +538,8 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             raise InputError(
                 f"images of {tuple(images.shape[1:])} do not pass through the networks, which were fitted on {fitted}: {error}"
             ) from error
+        _refuse_overflow(images, seen.logits)
+        return seen, answer
 
     def _asked(self, inputs: Tensor, target: ClassesLike, versus: ClassesLike, additional_forward_args: Any) -> _Asked:
         """What is asked about images, what was seen in them, and the mask that answers."""
@@ -555,7 +557,9 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             wanted.to(images.device)[:, None],
             None if rivals is None else rivals.to(images.device)[:, None],
         )
-        return _Asked(images, extra, seen, answer, query, surrogate.explain(images, seen, query))
+        mask = surrogate.explain(images, seen, query)
+        _refuse_overflow(images, mask.logits, mask.extent)
+        return _Asked(images, extra, seen, answer, query, mask)
 
     def _trust(self, asked: _Asked) -> Trust:
         whole = self._answer(asked.answer, asked.images, asked.extra)
@@ -585,15 +589,19 @@ def _compared(answer: Tensor, seen: StudentOutput) -> Agreement:
     return Agreement.between(answer, seen.logits.float().log_softmax(dim=1))
 
 
-def _shown(mask: Mask, images: Tensor) -> Tensor:
-    """Saliency masks (B, Q, H, W) at the images' size."""
-    masks = mask.saliency((images.shape[-2], images.shape[-1]))
-    if not bool(torch.isfinite(masks).all()):
+def _refuse_overflow(images: Tensor, *answers: Tensor) -> None:
+    """Of images that no model takes, networks make NaN."""
+    if not all(bool(torch.isfinite(answer).all()) for answer in answers):
         raise InputError(
             f"the networks overflow on images with values up to {float(images.abs().max()):.3g}; "
             "give them as the model takes them"
         )
-    return masks
+
+
+def _shown(mask: Mask, images: Tensor) -> Tensor:
+    """Saliency masks (B, Q, H, W) at the images' size."""
+    _refuse_overflow(images, mask.logits, mask.extent)
+    return mask.saliency((images.shape[-2], images.shape[-1]))
 
 
 def _unpacked(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, bool]:

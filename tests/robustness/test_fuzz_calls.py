@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 from toy_task import TinyNet, assert_same_weights, fit_quickly, loader_of, nothing_changes, random_net, weights_of
 
-from captum_attnkd import Agreement, AttentiveKDAttribution, AttnKDError
+from captum_attnkd import Agreement, AttentiveKDAttribution, AttnKDError, Trust
 
 pytestmark = [
     pytest.mark.timeout(3600),
@@ -195,6 +195,13 @@ def sound_agreement(answer: Agreement) -> None:
     assert bool(torch.isfinite(answer.student_probability).all())
 
 
+def sound_trust(answer: Trust) -> None:
+    assert bool(torch.isfinite(answer.divergence).all())
+    for shares in (answer.score, answer.whole, answer.kept, answer.deleted):
+        assert float(shares.min()) >= 0
+        assert float(shares.max()) <= 1 + 1e-6
+
+
 @pytest.mark.parametrize("which", ["fitted", "compact"])
 def test_odd_images_and_classes_are_answered_soundly_or_refused(
     model: TinyNet, which: str, images: Tensor, counted: Counted, request: pytest.FixtureRequest
@@ -209,6 +216,9 @@ def test_odd_images_and_classes_are_answered_soundly_or_refused(
         (lambda odd, classes: attribution.saliency_all(good, classes), sound_maps),
         (lambda odd, classes: attribution.saliency_all(odd, classes), sound_maps),
         (lambda odd, classes: attribution.agreement(odd), sound_agreement),
+        (lambda odd, classes: attribution.trust(odd, classes), sound_trust),
+        (lambda odd, classes: attribution.refine(odd, classes, steps=1), sound_maps),
+        (lambda odd, classes: attribution.look(odd, classes), lambda answer: None),
     ]
     times = counted(300, 9000)
 

@@ -168,6 +168,8 @@ def writable(path: Any) -> Path:
         OSError: its folder is not there, or it is that of something which a file must not replace.
     """
     place = place_of(path)
+    if str(path).endswith("/"):
+        raise InputError(f"{path} names a folder; name a file in it")
     if not place.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {place.parent}")
     _refuse_other_than_file(Path(os.path.realpath(place)))

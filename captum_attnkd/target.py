@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .errors import AttnKDError, InputError, TargetError, callers_level
 
 OutputKind = Literal["auto", "logits", "probabilities"]
+SLOWEST = 0.01  # images a second: who asks for fewer would find it hanging
 _Given = ParamSpec("_Given")
 _Answer = TypeVar("_Answer")
 
@@ -31,7 +32,8 @@ class Target:
     Args:
         forward_func: any callable from images (B, C, H, W) to class scores (B, K): a module, a scripted module, a function.
         output: whether those scores are "logits" or "probabilities"; "auto" decides by the first answer.
-        max_images_per_second: upper bound on the rate at which images are sent, for metered services; None for no bound.
+        max_images_per_second: upper bound on the rate at which images are sent, for metered services, `SLOWEST` at least; None
+            for none.
     """
 
     def __init__(
@@ -46,10 +48,9 @@ class Target:
             )
         if not isinstance(output, str) or output not in ("auto", "logits", "probabilities"):
             raise InputError(f"output must be 'auto', 'logits' or 'probabilities', got {output!r}")
-        if max_images_per_second is not None and not (
-            isinstance(max_images_per_second, (int, float)) and max_images_per_second > 0
-        ):
-            raise InputError(f"max_images_per_second must be a positive number, got {max_images_per_second!r}")
+        rate = max_images_per_second
+        if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or not rate >= SLOWEST):
+            raise InputError(f"max_images_per_second must be at least {SLOWEST}, got {rate!r}")
         self.forward_func = forward_func
         self.output: OutputKind = output
         self._told: OutputKind = output
@@ -57,7 +58,7 @@ class Target:
         self.classes: int | None = None  # K, once it is known
         self.dtype: torch.dtype | None = None  # what the model is fed; None: whatever the images come in
         self.contiguous_only = False
-        self._rate = max_images_per_second
+        self._rate = rate
         self._next_free = 0.0
         self._lock = threading.Lock()
 

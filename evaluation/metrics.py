@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .faithfulness import area, drop_and_increase, perturbation_curve, probabilities_at, probability
+from .faithfulness import area, drop_and_increase, perturbation_curve, probabilities_at, probability, ranks_of
 from .fills import FILLS, UNSEEN, grey
 from .localisation import boundary_precision, pointing_game, relevance_rank, saliency_share
 from .measuring import Case, Measured, Metric
@@ -87,13 +87,15 @@ def _road(case: Case) -> Measured:
     return Measured({name: curve.mean(dim=1) for name, curve in curves.items()}, better, curves)
 
 
-def _drop(case: Case) -> Measured:
+def _drop(case: Case, equal: bool = False) -> Measured:
     subject = case.subject
+    maps = -ranks_of(case.maps).float() if equal else case.maps
     fills = grey(case.images, subject.mean, subject.deviation, torch.Generator())
-    parts = zip(*(t.split(subject.batch) for t in (case.images, case.maps, case.targets, fills)), strict=True)
+    parts = zip(*(t.split(subject.batch) for t in (case.images, maps, case.targets, fills)), strict=True)
     drops, rises = zip(*(drop_and_increase(subject.ask, x, m, t, f) for x, m, t, f in parts), strict=True)
-    scores = {"average drop": torch.cat(drops), "increase in confidence": torch.cat(rises)}
-    return Measured(scores, {"average drop": "lower", "increase in confidence": "higher"})
+    size = ", maps of equal size" if equal else ""
+    scores = {f"average drop{size}": torch.cat(drops), f"increase in confidence{size}": torch.cat(rises)}
+    return Measured(scores, dict(zip(scores, ("lower", "higher"), strict=True)))
 
 
 # -- localisation ------------------------------------------------------------------------------------------------------------
@@ -135,6 +137,11 @@ OWN: tuple[Metric, ...] = (
     Metric(
         "drop-increase", "faithfulness", _drop,
         "The image is dimmed by its own map: by which share the probability falls, and how often it rises.",
+    ),
+    Metric(
+        "equal-drop", "faithfulness", _drop,
+        "The same with every map's values replaced by their ranks: a drop tells first of all how much of the image a map "
+        "covers, and now all cover half of it.", settings={"equal": True}, default=False,
     ),
     Metric(
         "pointing", "localisation", _on_masks("pointing game", pointing_game),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from captum_attnkd.evaluation import explainers, fills
@@ -222,6 +224,11 @@ def test_road_and_drop_are_those_of_the_functions() -> None:
     torch.testing.assert_close(measured.scores["average drop"], drop)
     assert torch.equal(measured.scores["increase in confidence"], rose)
     assert measured.better == {"average drop": "lower", "increase in confidence": "higher"}
+    equal = BY_NAME["equal-drop"].of(case)
+    squeezed = BY_NAME["equal-drop"].of(replace(case, maps=case.maps.sigmoid() ** 5))
+    for name, score in equal.scores.items():
+        assert torch.equal(score, squeezed.scores[name]), "the order of the pixels alone counts"
+    assert list(equal.scores) == [f"{name}, maps of equal size" for name in measured.scores]
 
 
 @pytest.mark.parametrize(

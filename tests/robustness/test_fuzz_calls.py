@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from toy_task import TinyNet, assert_same_weights, fit_quickly, loader_of, nothing_changes, random_net, weights_of
 
 from captum_attnkd import Agreement, AttentiveKDAttribution, AttnKDError, Trust
+from captum_attnkd.target import SLOWEST
 
 pytestmark = [
     pytest.mark.timeout(3600),
@@ -245,7 +246,9 @@ def test_files_devices_and_settings_that_cannot_be_meant_are_refused(
         st.just("\0"),
         st.sampled_from(["", "/", "/dev/null", "/proc/self/mem", "\ud800", "a" * 300, "../" * 2000, str(saved) + "\0"]),
     )
-    devices = st.one_of(no_tensors, st.sampled_from(["cuda:99", "cpu:x", "gpu", "", "mps", "hpu", "cpu", None]))
+    devices = st.one_of(
+        no_tensors, st.sampled_from(["cuda:99", "cpu:x", "gpu", "", "mps", "hpu", "cpu", None, 1e-300, 0.009])
+    )
     asks: list[Callable[[Any, Any], Any]] = [
         lambda path, device: AttentiveKDAttribution.load(path, model),
         lambda path, device: AttentiveKDAttribution.load(saved, model, device=device),
@@ -264,6 +267,8 @@ def test_files_devices_and_settings_that_cannot_be_meant_are_refused(
             return  # a callable is a model until it is asked
         if place == 5 and isinstance(path, str) and not path.startswith("/"):
             return  # a name in the working folder, which is not ours to write to
+        if place == 3 and isinstance(device, (int, float)) and SLOWEST <= device < 100:
+            return  # it does as it is told, and waits
         tally.call(lambda: asks[place](path, device), refuses_nothing_new, also=(OSError,))
 
     repeat(st.tuples(st.integers(0, len(asks) - 1), paths, devices), times, check)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,36 @@ def test_steps_bring_a_coarse_map_onto_the_object(
 
     assert float((auc(done) - auc(begun)).mean()) > 0, (auc(done).mean(), auc(begun).mean())
     assert float((coarse.trust(images, labels).score).mean()) > 0  # the surrogate still answers
+
+
+class Reversed(torch.autograd.Function):
+    """The identity, whose gradient leads the wrong way."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        return images.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return -gradient
+
+
+class Misled(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.net(Reversed.apply(images))
+        return scores
+
+
+def test_a_map_that_steps_have_made_worse_is_not_given(model: TinyNet, images: Tensor, labels: Tensor) -> None:
+    misled = AttentiveKDAttribution(Misled(model).eval())
+    misled.fit(loader_of(160, seed=1), distil_steps=5, explain_steps=0, progress=False)
+    begun, done = misled.saliency(images, labels), misled.refine(images, labels, steps=30)
+    kept = [torch.equal(one, other) for one, other in zip(begun, done, strict=True)]
+    assert sum(kept) >= len(kept) - 1, "but where an accident has made it better"
 
 
 def test_no_steps_give_the_map_itself(coarse: AttentiveKDAttribution, model: TinyNet, images: Tensor) -> None:

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+import captum_attnkd
 from captum_attnkd import AttentiveKDAttribution
 from captum_attnkd.devices import fast_context
 from captum_attnkd.target import check_output
@@ -75,8 +77,13 @@ class Subject:
 
     @cached_property
     def surrogate_fingerprint(self) -> str:
-        """Of our surrogate's weights: another fit gives other maps."""
-        return "" if self.surrogate is None else fingerprint(self.surrogate.surrogate)
+        """Of our surrogate's weights and of the package's code: another fit, or another way to explain, gives other maps."""
+        if self.surrogate is None:
+            return ""
+        digest = hashlib.sha256(fingerprint(self.surrogate.surrogate).encode())
+        for path in sorted(Path(captum_attnkd.__file__).parent.glob("*.py")):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
 
     def of(self, model: nn.Module, learned: bool, seed: int | None = None, shift: float = 0.0) -> Subject:
         """The same with another model of the same build.

@@ -12,6 +12,7 @@ from captum_attnkd.evaluation.subject import Contrast, ContrastSurrogate, Subjec
 from torch import Tensor, nn
 from toy_task import TinyNet, random_net
 
+import captum_attnkd
 from captum_attnkd import AttentiveKDAttribution
 
 
@@ -172,6 +173,13 @@ def test_a_fingerprint_tells_models_apart() -> None:
     assert len(prints) == 7
     subject = subject_of(random_net(0), surrogate=Colours())
     assert subject.surrogate_fingerprint != subject_of(random_net(0)).surrogate_fingerprint == ""
+
+
+def test_our_maps_are_known_by_the_code_that_makes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = subject_of(random_net(0), surrogate=Colours()).surrogate_fingerprint
+    (tmp_path / "__init__.py").write_text("another package\n")
+    monkeypatch.setattr(captum_attnkd, "__file__", str(tmp_path / "__init__.py"))
+    assert subject_of(random_net(0), surrogate=Colours()).surrogate_fingerprint != before
 
 
 def test_the_last_layer_with_an_extent_is_found_and_no_hook_stays() -> None:

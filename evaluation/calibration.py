@@ -115,13 +115,19 @@ def sets_table(table: pd.DataFrame) -> pd.DataFrame:
     return made
 
 
+def _guides(table: pd.DataFrame) -> dict[str, pd.Series]:
+    """By what images can be ordered; the model's confidence costs nothing."""
+    trust, confidence = table["trust"], table["confidence"]
+    return {"trust": trust, "confidence": confidence, "trust x confidence": trust * confidence}
+
+
 def foretelling_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """How well trust orders images by the faithfulness of their maps, beside the model's confidence, which costs nothing.
 
     Faithfulness is also given as a share of the class's probability: an image the model is sure of has more to lose.
 
     Returns:
-        One row a measure and a guide (trust, confidence): Spearman's correlation with its bootstrap 95 % interval, and the means
+        One row a measure and a guide: Spearman's correlation with its bootstrap 95 % interval, and the means
         of the half that the guide puts first and of the other.
     """
     rows = []
@@ -129,8 +135,8 @@ def foretelling_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     for measure in (GAP, UNSEEN_GAP, f"{GAP}, relative", f"{UNSEEN_GAP}, relative"):
         truth = table[measure.removesuffix(", relative")]
         truth = truth / table["confidence"] if measure.endswith("relative") else truth
-        for guide in ("trust", "confidence"):
-            pairs = pd.DataFrame({"guide": table[guide], "truth": truth}).reset_index(drop=True)
+        for guide, values in _guides(table).items():
+            pairs = pd.DataFrame({"guide": values, "truth": truth}).reset_index(drop=True)
             found = pairs["guide"].corr(pairs["truth"], method="spearman")
             again = [pairs.iloc[drawn.integers(0, len(pairs), len(pairs))] for _ in range(1000)]
             spread = [some["guide"].corr(some["truth"], method="spearman") for some in again]
@@ -156,11 +162,7 @@ def coverage(truth: np.ndarray, guide: np.ndarray) -> np.ndarray:
 def coverage_table(table: pd.DataFrame) -> pd.DataFrame:
     """Mean faithfulness when only the most trusted share of the images is shown, by what they are ordered; the best order last."""
     truth = table[GAP].to_numpy()
-    guides = {
-        "by trust": table["trust"].to_numpy(),
-        "by confidence": table["confidence"].to_numpy(),
-        "the best order": truth,
-    }
+    guides = {f"by {name}": values.to_numpy() for name, values in _guides(table).items()} | {"the best order": truth}
     at = [max(round(share * len(truth)), 1) - 1 for share in COVERED]
     curves: Mapping[str, np.ndarray] = {name: coverage(truth, guide)[at] for name, guide in guides.items()}
     return pd.DataFrame(curves, index=[f"{share:.0%} shown" for share in COVERED]).T
@@ -174,12 +176,9 @@ def draw_coverage(table: pd.DataFrame, path: Path) -> None:
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axis = figure.subplots()
     shares = np.arange(1, len(truth) + 1) / len(truth)
-    for name, guide, colour in (
-        ("the best order", truth, "#999999"),
-        ("trust", table["trust"].to_numpy(), "#0072B2"),
-        ("the model's confidence", table["confidence"].to_numpy(), "#D55E00"),
-    ):
-        axis.plot(shares, 1 - coverage(truth, guide), label=name, color=colour)
+    axis.plot(shares, 1 - coverage(truth, truth), label="the best order", color="#999999")
+    for (name, guide), colour in zip(_guides(table).items(), ("#0072B2", "#D55E00", "#009E73"), strict=True):
+        axis.plot(shares, 1 - coverage(truth, guide.to_numpy()), label=name, color=colour)
     axis.axhline(1 - truth.mean(), color="black", linewidth=0.8, linestyle=":", label="any order, on average")
     axis.set(xlabel="share of the maps that is shown", ylabel=f"risk: 1 - {GAP}", xlim=(0, 1))
     axis.legend(fontsize="small")

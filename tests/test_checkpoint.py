@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from toy_task import random_net
+from toy_task import CLASSES, random_net
 
 from captum_attnkd import CheckpointError
 from captum_attnkd import checkpoint as files
+from captum_attnkd.plan import Plan, make_plan
 from captum_attnkd.target import Target
 
 TENSORS = {
@@ -261,3 +263,81 @@ def test_the_probe_images_are_the_same_for_ever() -> None:
     torch.testing.assert_close(noise[:, 0, 3, 5], torch.tensor([-0.1223, -0.8110]), atol=1e-3, rtol=0)
     torch.testing.assert_close(noise[:, 1, 7, 0], torch.tensor([-1.1438, -0.4745]), atol=1e-3, rtol=0)
     torch.testing.assert_close(noise.mean(dim=(1, 2, 3)), torch.tensor([-0.0323, -0.1080]), atol=1e-3, rtol=0)
+
+
+# -- a fit and its metadata --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fitted_weights() -> tuple[Plan, Target, dict[str, Tensor]]:
+    """A plan with its networks' weights, never taught."""
+    target = Target(random_net(0))
+    target.classes = CLASSES
+    plan = make_plan(target, torch.zeros(2, 3, 24, 24), CLASSES)
+    return plan, target, plan.build(target).state_dict()
+
+
+def test_metadata_that_fit_their_weights_pass(fitted_weights: tuple[Plan, Target, dict[str, Tensor]]) -> None:
+    plan, target, weights = fitted_weights
+    files.check_fit(plan, target, None, weights, "here")
+
+
+@pytest.mark.parametrize("voices", [None, torch.zeros(0), torch.zeros(65), torch.zeros(1, 3)])
+def test_a_student_has_one_to_64_voices(
+    fitted_weights: tuple[Plan, Target, dict[str, Tensor]], voices: Tensor | None
+) -> None:
+    plan, target, weights = fitted_weights
+    weights.pop("student.voices")
+    if voices is not None:
+        weights["student.voices"] = voices
+    with pytest.raises(CheckpointError, match=r"^here: the tensor 'student.voices' is missing or out of shape$"):
+        files.check_fit(plan, target, None, weights, "here")
+
+
+@pytest.mark.parametrize("count", [1, 64])
+def test_so_many_voices_pass_where_the_networks_have_them(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    weights = {"student.voices": torch.zeros(count)}
+    outline = nn.Module()
+    outline.student = nn.ParameterDict({"voices": torch.zeros(count)})
+    monkeypatch.setattr(Plan, "build", lambda self, target, backbone: outline)
+    files.check_fit(Plan("compact", (3, 8, 8), 2), Target(random_net(0)), None, weights, "here")
+
+
+def test_as_many_levels_as_voices(fitted_weights: tuple[Plan, Target, dict[str, Tensor]]) -> None:
+    plan, target, weights = fitted_weights
+    fewer = replace(plan, levels=plan.levels[:-1])
+    count = len(plan.levels)
+    with pytest.raises(CheckpointError, match=f"^here: {count} levels of weights for {count - 1} levels of metadata$"):
+        files.check_fit(fewer, target, None, weights, "here")
+
+
+def test_weights_of_other_sizes_than_the_metadata_tell_are_refused(
+    fitted_weights: tuple[Plan, Target, dict[str, Tensor]],
+) -> None:
+    plan, target, weights = fitted_weights
+    with pytest.raises(CheckpointError, match=r"^here: the tensor .* expected"):
+        files.check_fit(replace(plan, classes=CLASSES + 1), target, None, weights, "here")
+
+
+def test_what_is_there_and_no_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=f"^{tmp_path} is there already and is not a file$"):
+        files.writable(tmp_path)
+    with pytest.raises(OSError, match="is there already"), files.replacing(tmp_path):
+        pass
+
+
+def test_a_link_stays_a_link_and_its_file_is_replaced(path: Path, tmp_path: Path) -> None:
+    path.write_text("old")
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    with files.replacing(link) as draft:
+        draft.write_text("new")
+    assert link.is_symlink()
+    assert path.read_text() == "new"
+
+
+def test_how_far_an_answer_may_be_off_goes_by_that_of_the_fit() -> None:
+    answer, probe = torch.tensor([[-10.0, 0.0]]), torch.tensor([[-10.56, 0.0]])
+    files.check_answer(answer, probe, "here", "net")
+    with pytest.raises(CheckpointError, match="another model"):
+        files.check_answer(probe, answer, "here", "net")

@@ -308,7 +308,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         wanted = classes_of_each(targets, len(images), self.classes).to(images.device)
         with torch.no_grad():
             seen, _ = self._see(surrogate, images, _extra(additional_forward_args))
-            return _shown(surrogate.explain(images, seen, Query(wanted)), images)
+            return _shown(_sound(surrogate.explain(images, seen, Query(wanted)), images), images)
 
     @grad_mode_kept
     def agreement(self, inputs: Tensor, additional_forward_args: Any = None) -> Agreement:
@@ -369,7 +369,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             mask = refined(
                 asked.mask, asked.images, asked.query, self._judge(asked.extra, times=2), fitted.pixels, steps
             )
-        return _shown(mask, asked.images)
+        return _shown(_sound(mask, asked.images), asked.images)
 
     @grad_mode_kept
     def look(self, inputs: Tensor, target: ClassesLike = None, additional_forward_args: Any = None) -> Look:
@@ -557,9 +557,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             wanted.to(images.device)[:, None],
             None if rivals is None else rivals.to(images.device)[:, None],
         )
-        mask = surrogate.explain(images, seen, query)
-        _refuse_overflow(images, mask.logits, mask.extent)
-        return _Asked(images, extra, seen, answer, query, mask)
+        return _Asked(images, extra, seen, answer, query, _sound(surrogate.explain(images, seen, query), images))
 
     def _trust(self, asked: _Asked) -> Trust:
         whole = self._answer(asked.answer, asked.images, asked.extra)
@@ -598,9 +596,14 @@ def _refuse_overflow(images: Tensor, *answers: Tensor) -> None:
         )
 
 
+def _sound(mask: Mask, images: Tensor) -> Mask:
+    """The mask, if it holds numbers."""
+    _refuse_overflow(images, mask.logits, mask.extent)
+    return mask
+
+
 def _shown(mask: Mask, images: Tensor) -> Tensor:
     """Saliency masks (B, Q, H, W) at the images' size."""
-    _refuse_overflow(images, mask.logits, mask.extent)
     return mask.saliency((images.shape[-2], images.shape[-1]))
 
 

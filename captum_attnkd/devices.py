@@ -45,7 +45,8 @@ def accelerated(target: Target, precision: str, given: Any = None) -> Iterator[A
         raise InputError(f"accelerator must be an accelerate.Accelerator, got {type(given).__name__}")
     device = target.device
     on_cpu = device is None or device.type == "cpu"
-    own = not (AcceleratorState._shared_state or PartialState._shared_state)  # else the user's, which is joined
+    # Else the user's, which is joined.
+    own = given is None and not (AcceleratorState._shared_state or PartialState._shared_state)
     accumulation = None if own else (dict(GradientState().plugin_kwargs), GradientState().sync_gradients)
     try:
         if given is not None:

@@ -59,8 +59,7 @@ def refined(
             keep = resized(kept_softly(standardise(begun + correction), images.new_full((len(images),), share)), size)
             shown = []
             for image, part, drawn in zip(torch.split(images, 1), torch.split(keep, 1), draws, strict=True):
-                fill = random_fills(image, pixels.mean, pixels.deviation, drawn)
-                pair = random_shift(torch.cat([blended(part, image, fill), blended(1 - part, image, fill)]), drawn)
+                pair = random_shift(_sides(part, image, pixels, drawn), drawn)
                 shown.append(pair + noise * torch.randn(pair.shape, generator=drawn).to(pair))
             _, carried = through(torch.cat(shown), lambda leaf: twice.score(judge(leaf))[:, 0])
             kept, hidden = carried.reshape(-1, 2).unbind(dim=1)
@@ -72,6 +71,12 @@ def refined(
     with torch.no_grad():
         before, after = (_worth(logits, images, twice, judge, pixels) for logits in (begun, tried))
     return mask._replace(logits=torch.where((after > before)[:, None, None, None], tried, begun))
+
+
+def _sides(part: Tensor, image: Tensor, pixels: Pixels, drawn: torch.Generator) -> Tensor:
+    """An image (1, C, H, W) with a part alone, and without it (2, C, H, W); a fill that is drawn hides the rest."""
+    fill = random_fills(image, pixels.mean, pixels.deviation, drawn)
+    return torch.cat([blended(part, image, fill), blended(1 - part, image, fill)])
 
 
 def _worth(logits: Tensor, images: Tensor, twice: Query, judge: Ask, pixels: Pixels) -> Tensor:
@@ -89,8 +94,7 @@ def _worth(logits: Tensor, images: Tensor, twice: Query, judge: Ask, pixels: Pix
         shown = []
         for image, part in zip(torch.split(images, 1), torch.split(keep, 1), strict=True):
             drawn = torch.Generator().manual_seed(1 + place)
-            fill = random_fills(image, pixels.mean, pixels.deviation, drawn)
-            shown += [blended(part, image, fill), blended(1 - part, image, fill)]
+            shown.append(_sides(part, image, pixels, drawn))
         kept, hidden = twice.score(judge(torch.cat(shown)))[:, 0].reshape(-1, 2).unbind(dim=1)
         total += kept - hidden
     return total

@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -69,7 +70,7 @@ def speed(
             peaks: dict[str, float] = {}
             for name, run in runs.items():  # once before the allocator is told to keep what is freed
                 try:
-                    _, peaks[name] = peak(lambda run=run, x=x, t=t: run(x, t), subject.device)
+                    _, peaks[name] = peak(partial(run, x, t), subject.device)
                 except Exception as error:
                     failures[name, batch] = _said(error)
             bar.update()

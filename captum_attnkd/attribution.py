@@ -64,6 +64,8 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         levels: names of the model's modules to tap (`model.named_modules()`), for a grafted student; None finds them.
         backbone: network of a compact student: a torchvision model's name (untrained), or a module of yours, which is
             then trained in place; None uses a small network of our own.
+        gradients: whether maps are made of the class's gradient at every level as well: more faithful, at the price of a backward
+            pass through a part of the model for each class asked about. Such a surrogate cannot be exported.
         output: whether the model returns "logits" or "probabilities"; "auto" decides by its answers.
         max_images_per_second: bound on how fast images are sent to the model, for metered services.
         warn_below: a trust score in (0, 1]: `attribute` and `saliency` then measure their maps' trust, at the price of two more
@@ -81,6 +83,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         student: StudentKind = "auto",
         levels: Sequence[str] | None = None,
         backbone: str | nn.Module | None = None,
+        gradients: bool = False,
         output: OutputKind = "auto",
         max_images_per_second: float | None = None,
         warn_below: float | None = None,
@@ -95,7 +98,10 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             raise InputError(f"levels must be a list of module names, got {levels!r}")
         if backbone is not None and not isinstance(backbone, (str, nn.Module)):
             raise InputError(f"backbone must be a torchvision model's name or a module, got {type(backbone).__name__}")
+        if not isinstance(gradients, bool):
+            raise InputError(f"gradients must be True or False, got {gradients!r}")
         self._target = Target(forward_func, output, max_images_per_second)
+        self._gradients = gradients
         self._student_kind, self._level_names, self._backbone = student, levels, backbone
         self._fitted: Fitted | None = None
 
@@ -217,6 +223,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 self._level_names,
                 self._backbone,
                 differentiable,
+                self._gradients,
             )
             surrogate = plan.build(target, own)
             probe = probe_answer(target, plan, found.mean, found.deviation, device)
@@ -307,7 +314,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         surrogate, images = self._ready(inputs)
         wanted = classes_of_each(targets, len(images), self.classes).to(images.device)
         with torch.no_grad():
-            seen, _ = self._see(surrogate, images, _extra(additional_forward_args))
+            seen, _ = self._see(surrogate, surrogate.see, images, _extra(additional_forward_args))
             return _shown(_sound(surrogate.explain(images, seen, Query(wanted)), images), images)
 
     @grad_mode_kept
@@ -316,7 +323,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         surrogate, images = self._ready(inputs)
         extra = _extra(additional_forward_args)
         with torch.no_grad():
-            seen, answer = self._see(surrogate, images, extra)
+            seen, answer = self._see(surrogate, surrogate.student, images, extra)
             return _compared(self._answer(answer, images, extra), seen)
 
     @grad_mode_kept
@@ -384,7 +391,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         extra = _extra(additional_forward_args)
         wanted = class_of_each(target, len(images), self.classes)
         with torch.no_grad():
-            seen, answer = self._see(surrogate, images, extra)
+            seen, answer = self._see(surrogate, surrogate.student, images, extra)
             probabilities = self._answer(answer, images, extra).float().exp()
             wanted = (probabilities.argmax(dim=1) if wanted is None else wanted).to(images.device)
             evidence, _ = surrogate.student.testimony(seen, wanted[:, None], None)
@@ -489,7 +496,8 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             raise InputError(
                 f"{saved.where} was fitted with a backbone of yours; pass the same network: load(..., backbone=...)"
             )
-        loaded = cls(forward_func, student=plan.student, backbone=backbone or plan.backbone, output=saved.output,
+        loaded = cls(forward_func, student=plan.student, backbone=backbone or plan.backbone,
+                     gradients=plan.gradients, output=saved.output,
                      max_images_per_second=max_images_per_second, warn_below=warn_below)  # fmt: skip
         loaded._target.dtype = saved.dtype
         loaded._target.check_mode()
@@ -526,11 +534,12 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             )
         return fitted.surrogate, images
 
-    def _see(self, surrogate: Surrogate, images: Tensor, extra: tuple[Any, ...]) -> tuple[StudentOutput, Tensor | None]:
+    def _see(
+        self, surrogate: Surrogate, see: Callable[..., Any], images: Tensor, extra: tuple[Any, ...]
+    ) -> tuple[StudentOutput, Tensor | None]:
+        """What the student sees in images, by its plain pass or by that which maps are made of."""
         try:
-            seen, answer = (
-                surrogate.student(images, *extra) if surrogate.student.grafted else surrogate.student(images.float())
-            )
+            seen, answer = see(images, *extra) if surrogate.student.grafted else see(images.float())
         except RuntimeError as error:
             fitted = self.plan.image_shape
             if tuple(images.shape[1:]) == fitted or isinstance(error, (TargetError, NotFittedError)):
@@ -547,7 +556,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         count, extra = len(images), _extra(additional_forward_args)
         wanted = class_of_each(target, count, self.classes, "target")
         rivals = class_of_each(versus, count, self.classes, "versus")
-        seen, answer = self._see(surrogate, images, extra)
+        seen, answer = self._see(surrogate, surrogate.see, images, extra)
         if wanted is None:
             answer = self._answer(answer, images, extra)
             wanted = answer.argmax(dim=1)

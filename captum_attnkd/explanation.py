@@ -56,16 +56,24 @@ class ExplanationNetwork(nn.Module):
 
     Two decoders run side by side, from the deepest level to the finest. The *scene* decoder sees features and attention
     and runs once an image. The *query* decoder is narrow and runs once a class asked about: it sees the class's evidence,
-    how alike each position is to where that evidence is strongest, and the scene. Its last layer is zero at
-    initialisation, so that an unfitted network gives the class activation map of the local log-posterior.
+    how alike each position is to where that evidence is strongest, and the scene; with `gradients`, also how sensitive the class
+    is to each position. Its last layer is zero at initialisation, so that an unfitted network gives the class activation map of
+    the local log-posterior.
 
     Args:
         channels: feature channels of each level, finest first.
         sizes: (h, w) of each level; the finer, the narrower the scene decoder.
         groups: into how many parts the likeness of two positions is split.
+        gradients: whether it is told the levels' sensitivity to the class.
     """
 
-    def __init__(self, channels: Sequence[int], sizes: Sequence[tuple[int, int]], groups: int = 8) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int],
+        sizes: Sequence[tuple[int, int]],
+        groups: int = 8,
+        gradients: bool = False,
+    ) -> None:
         super().__init__()
         self.groups = groups
         widths = [48 if max(size) <= 16 else 32 if max(size) <= EDGES_ONLY else 16 for size in sizes]
@@ -82,7 +90,7 @@ class ExplanationNetwork(nn.Module):
         # The prior at first, later what came from the deeper level; the class's evidence; likeness per group.
         below = [QUERY_WIDTH] * (len(widths) - 1) + [1]
         self.query = nn.ModuleList(
-            nn.Conv2d(channels + (1 + groups if ask else 0), QUERY_WIDTH, 3, padding=1)
+            nn.Conv2d(channels + (1 + groups if ask else 0) + int(gradients), QUERY_WIDTH, 3, padding=1)
             for channels, ask in zip(below, asks, strict=True)
         )
         self.certainty = nn.Linear(1, QUERY_WIDTH)
@@ -94,7 +102,12 @@ class ExplanationNetwork(nn.Module):
             nn.init.zeros_(last_layer.bias)  # type: ignore[arg-type]
 
     def forward(
-        self, levels: Sequence[FusedLevel], evidence: Sequence[Tensor], posterior: Tensor, probability: Tensor
+        self,
+        levels: Sequence[FusedLevel],
+        evidence: Sequence[Tensor],
+        posterior: Tensor,
+        probability: Tensor,
+        sensitivity: Sequence[Tensor] | None = None,
     ) -> Mask:
         """Explain.
 
@@ -103,6 +116,7 @@ class ExplanationNetwork(nn.Module):
             evidence: class evidence per level, finest first, each (B, Q, h_l, w_l), for Q classes an image.
             posterior: local log-posterior (B, Q, h, w) at the deepest level.
             probability: of the classes (B, Q), in [0, 1].
+            sensitivity: gradient x features per level, finest first, each (B, Q, h_l, w_l), for a network told of it.
         """
         batch, queries = posterior.shape[:2]
         scenes = self._scenes(levels)
@@ -116,6 +130,8 @@ class ExplanationNetwork(nn.Module):
             if self._asks[level]:
                 likeness = self._likeness(self.key[level](scene), weights, (posterior.shape[-2], posterior.shape[-1]))
                 looks += [standardise(evidence[level]).flatten(0, 1)[:, None], likeness.flatten(0, 1)]
+            if sensitivity is not None:
+                looks.append(standardise(sensitivity[level]).flatten(0, 1)[:, None])
             context = self.context[level](scene).repeat_interleave(queries, dim=0)
             hidden = self.query[level](torch.cat(looks, dim=1)) + context
             if level == len(scenes) - 1:

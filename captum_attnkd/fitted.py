@@ -163,7 +163,7 @@ class SavedFit:
         """One pass, so that what the file tells of levels and layers is found to fit now, and not when maps are asked for."""
         try:
             with torch.no_grad():
-                seen, _ = surrogate.student(images)
+                seen, _ = surrogate.see(images)
                 surrogate.explain(images, seen, Query(torch.zeros(2, 1, dtype=torch.int64, device=images.device)))
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:
             raise CheckpointError(f"{self.where} does not fit this {target.name}: {error}") from error

@@ -86,18 +86,26 @@ class Tapped:
         Returns:
             The levels' features, finest first, each (B, C_l, h_l, w_l) float32; and the network's output.
         """
+        outputs, answer = self.outputs(images, ask)
+        return self.fold(outputs, (images.shape[-2], images.shape[-1])), answer
+
+    def outputs(self, images: Tensor, ask: Callable[[], Any] | None = None) -> tuple[list[Tensor], Any]:
+        """The same with the levels' features as the network has them, in its layout and, where it records, its graph."""
         calls: dict[int, list[Tensor]] = defaultdict(list)
         with watched(self._tapped, lambda module, output: calls[id(module)].append(_first_tensor(output))):
             output = self.network(images) if ask is None else ask()
-        features = []
+        found = []
         for level, module in zip(self.levels, self._tapped, strict=True):
-            outputs = calls[id(module)]
-            if len(outputs) <= level.call:
+            if len(calls[id(module)]) <= level.call:
                 raise TargetError(
                     f"the model did not run its module {level.module!r} as it did when the surrogate was fitted"
                 )
-            features.append(level.fold(outputs[level.call], (images.shape[-2], images.shape[-1])))
-        return features, output
+            found.append(calls[id(module)][level.call])
+        return found, output
+
+    def fold(self, outputs: Sequence[Tensor], image_size: tuple[int, int]) -> list[Tensor]:
+        """From what `outputs` gave, for images of `image_size`, to feature maps (B, C_l, h_l, w_l), float32."""
+        return [level.fold(output, image_size) for level, output in zip(self.levels, outputs, strict=True)]
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ class Explanation(nn.Module):
         (surrogate,) = self._surrogate
         images = flipped(images, generator) if self._mirror else images
         with torch.no_grad():
-            seen, answer = surrogate.student(images, fast=self._fast)
+            seen, answer = surrogate.see(images, fast=self._fast)
         query = draw_query(seen.logits.log_softmax(1) if answer is None else answer, self._contrastive, generator)
         mask = surrogate.explain(images, seen, query)
         areas = draw_areas(mask.extent[:, 0], generator)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .attention import LevelAttention
 from .classifier import LocalClassifier
 from .levels import Level, Tapped
+from .sensitivity import Recorded
 
 Context = Callable[[], AbstractContextManager[Any]]
 
@@ -26,6 +27,7 @@ class StudentOutput(NamedTuple):
         attention: attention maps per level (B, 1, h_l, w_l) in (0, 1).
         level_logits: each level's own class scores (B, K).
         logits: the student's class scores (B, K).
+        recorded: the pass itself, where it was asked to be recorded, for the levels' sensitivity to classes.
     """
 
     scaled: tuple[Tensor, ...]
@@ -33,6 +35,7 @@ class StudentOutput(NamedTuple):
     attention: tuple[Tensor, ...]
     level_logits: tuple[Tensor, ...]
     logits: Tensor
+    recorded: Recorded | None = None
 
 
 class Trunk(Protocol):
@@ -42,6 +45,12 @@ class Trunk(Protocol):
 
     def __call__(self, images: Tensor, *extra: Any) -> tuple[list[Tensor], Tensor | None]:
         """Features per level, finest first, and the target's log-probabilities (B, K) where it was run (else None)."""
+
+    def outputs(self, images: Tensor, *extra: Any) -> tuple[list[Tensor], Tensor | None]:
+        """The same with features in the network's own layout, as autograd records them where it does."""
+
+    def fold(self, outputs: Sequence[Tensor], image_size: tuple[int, int]) -> list[Tensor]:
+        """From such outputs to features (B, C_l, h_l, w_l)."""
 
 
 class GraftedTrunk:
@@ -61,6 +70,14 @@ class GraftedTrunk:
         """Run the target once; its features carry no gradient."""
         with torch.no_grad():
             return self.tapped(images, lambda: self._answer(images, *extra))
+
+    def outputs(self, images: Tensor, *extra: Any) -> tuple[list[Tensor], Tensor | None]:
+        """Run the target once, and record it."""
+        return self.tapped.outputs(images, lambda: self._answer(images, *extra))
+
+    def fold(self, outputs: Sequence[Tensor], image_size: tuple[int, int]) -> list[Tensor]:
+        """To maps."""
+        return self.tapped.fold(outputs, image_size)
 
 
 class ConvTrunk(nn.Module):
@@ -102,6 +119,14 @@ class ConvTrunk(nn.Module):
             levels.append(features.float())
         return levels[-4:], None
 
+    def outputs(self, images: Tensor, *extra: Any) -> tuple[list[Tensor], None]:
+        """The same: they are maps already."""
+        return self(images)  # type: ignore[no-any-return]
+
+    def fold(self, outputs: Sequence[Tensor], image_size: tuple[int, int]) -> list[Tensor]:
+        """As they are."""
+        return list(outputs)
+
 
 class _Stage(nn.Module):
     def __init__(self, in_channels: int, channels: int) -> None:
@@ -140,6 +165,14 @@ class BackboneTrunk(nn.Module):
         """The backbone's features, finest first."""
         features, _ = self._tapped(images)
         return features, None
+
+    def outputs(self, images: Tensor, *extra: Any) -> tuple[list[Tensor], None]:
+        """The same in the backbone's layout."""
+        return self._tapped.outputs(images)[0], None
+
+    def fold(self, outputs: Sequence[Tensor], image_size: tuple[int, int]) -> list[Tensor]:
+        """To maps."""
+        return self._tapped.fold(outputs, image_size)
 
 
 class LevelHead(nn.Module):
@@ -245,6 +278,29 @@ class Student(nn.Module):
         with fast():
             features, answer = self.trunk(images, *extra)
         return self.read(features), answer
+
+    def recorded(self, images: Tensor, *extra: Any) -> tuple[StudentOutput, Tensor | None]:
+        """One pass that autograd records, whatever the caller has switched off; what it returns carries no gradient itself.
+
+        Args:
+            images: (B, C, H, W).
+            extra: as in `forward`.
+        """
+        size = (images.shape[-2], images.shape[-1])
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = images.detach().clone().requires_grad_()
+            outputs, answer = self.trunk.outputs(leaf, *extra)
+            features = self.trunk.fold(outputs, size)
+            # What a grafted student sees is the target's own pass; a compact one is itself what is gone back through.
+            seen = self.read([level.detach() for level in features] if self.grafted else features)
+            ended = seen.logits.log_softmax(dim=1) if answer is None else answer
+        scaled, attended, attention, level_logits = (
+            tuple(level.detach() for level in levels)
+            for levels in (seen.scaled, seen.attended, seen.attention, seen.level_logits)
+        )
+        recorded = Recorded(leaf, tuple(outputs), lambda found: self.trunk.fold(found, size), ended)
+        freed = StudentOutput(scaled, attended, attention, level_logits, seen.logits.detach(), recorded)
+        return freed, None if answer is None else answer.detach()
 
     def _heads(self) -> list[LevelHead]:
         return cast("list[LevelHead]", list(self.heads))

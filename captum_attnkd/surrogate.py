@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .explanation import ExplanationNetwork, FusedLevel, Mask, standardise
-from .student import Student, StudentOutput
+from .sensitivity import sensitivity
+from .student import Context, Student, StudentOutput
 
 
 class Query(NamedTuple):
@@ -31,6 +33,16 @@ class Query(NamedTuple):
         against = torch.sigmoid(wanted - log_probabilities.gather(1, self.negative.clamp_min(0)))
         return torch.where(self.negative >= 0, against, wanted.exp())
 
+    def directions(self, log_probabilities: Tensor) -> Iterator[Tensor]:
+        """For each class asked about, which log-probabilities (B, K) speak for it, 1, and which against it, -1."""
+        for place in range(self.positive.shape[1]):
+            asked = slice(place, place + 1)
+            direction = torch.zeros_like(log_probabilities).scatter_(1, self.positive[:, asked], 1.0)
+            if self.negative is not None:
+                rivals = self.negative[:, asked]
+                direction.scatter_add_(1, rivals.clamp_min(0), -(rivals >= 0).to(direction.dtype))
+            yield direction
+
 
 class Surrogate(nn.Module):
     """Student and explanation network.
@@ -41,6 +53,8 @@ class Surrogate(nn.Module):
         image_shape: (C, H, W); images of at most `longest_side` pixels a side are a level themselves.
         longest_side: levels with a longer side are left out of the maps' fusion; they cost more than they tell. The
             finest level kept is the maps' resolution.
+        gradients: whether the explanation network sees the levels' sensitivity to the class as well, at the price of a backward
+            pass a class.
     """
 
     def __init__(
@@ -49,19 +63,27 @@ class Surrogate(nn.Module):
         sizes: Sequence[tuple[int, int]],
         image_shape: tuple[int, int, int],
         longest_side: int = 80,
+        gradients: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
+        self.gradients = gradients
         coarse = [level for level, size in enumerate(sizes) if max(size) <= longest_side]
         self.first = coarse[0] if coarse else len(sizes) - 1
         self.with_pixels = max(image_shape[1:]) <= longest_side
         channels, kept = list(student.channels[self.first :]), list(sizes[self.first :])
         if self.with_pixels:
             channels, kept = [image_shape[0], *channels], [(image_shape[1], image_shape[2]), *kept]
-        self.explanation = ExplanationNetwork(channels, kept)
+        self.explanation = ExplanationNetwork(channels, kept, gradients=gradients)
+
+    def see(self, images: Tensor, *extra: Any, fast: Context = nullcontext) -> tuple[StudentOutput, Tensor | None]:
+        """The student's pass, fit to be explained: recorded where that takes gradients, and then in full precision."""
+        if self.gradients:
+            return self.student.recorded(images, *extra)
+        return self.student(images, *extra, fast=fast)  # type: ignore[no-any-return]
 
     def explain(self, images: Tensor, seen: StudentOutput, query: Query) -> Mask:
-        """The mask for the classes asked about, at the maps' resolution."""
+        """The mask for the classes asked about, at the maps' resolution, of images that `see` saw."""
         evidence, posterior = self.student.testimony(seen, query.positive, query.negative, self.first)
         probability = query.score(seen.logits.log_softmax(dim=1))
         levels = [FusedLevel(*pair) for pair in zip(seen.scaled, seen.attention, strict=True)][self.first :]
@@ -70,7 +92,11 @@ class Surrogate(nn.Module):
             pixels = standardise(images.float())
             levels.insert(0, FusedLevel(pixels, torch.full_like(pixels[:, :1], 0.5)))
             evidence.insert(0, pixels.new_zeros(images.shape[0], query.positive.shape[1], *images.shape[-2:]))
-        mask: Mask = self.explanation(levels, evidence, posterior, probability)
+        slopes = None
+        if self.gradients:
+            assert seen.recorded is not None, "images are to be seen by Surrogate.see"
+            slopes = sensitivity(seen.recorded, query.directions, self.first, self.with_pixels)
+        mask: Mask = self.explanation(levels, evidence, posterior, probability, slopes)
         return mask
 
     def prior(self, seen: StudentOutput, query: Query) -> Tensor:

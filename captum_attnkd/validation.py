@@ -96,7 +96,7 @@ class Validation:
         self._surrogate.eval()
         sums, count, drawn = [0.0, 0.0], 0, self._draw(78)
         for images in self.batches(most):
-            seen, answer = self._surrogate.student(images, fast=self._fast)
+            seen, answer = self._surrogate.see(images, fast=self._fast)
             query = Query((seen.logits if answer is None else answer).argmax(dim=1, keepdim=True))
             explain = (
                 self._surrogate.prior(seen, query) if prior else self._surrogate.explain(images, seen, query).logits

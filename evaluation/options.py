@@ -60,6 +60,9 @@ Surrogate = Annotated[
     typer.Option(help="A surrogate that was fitted before, instead of a fit; --fit then serves MPRT alone."),
 ]
 Student = Annotated[str, typer.Option(help="`auto`, `grafted` or `compact`.")]
+Gradients = Annotated[
+    bool, typer.Option("--gradients", help="Fit ours with gradients=True: more faithful, a backward pass a map.")
+]
 Weights = Annotated[
     str | None,
     typer.Option(
@@ -117,8 +120,8 @@ def told() -> Iterator[None]:
 
 
 _PREPARING = (
-    "model", "images", "fit", "surrogate", "student", "weights", "limit", "held_out", "mosaics", "layer", "size", "mean",
-    "deviation", "batch", "seed", "device", "precision", "download", "out",
+    "model", "images", "fit", "surrogate", "student", "gradients", "weights", "limit", "held_out", "mosaics", "layer", "size",
+    "mean", "deviation", "batch", "seed", "device", "precision", "download", "out",
 )  # fmt: skip
 
 

@@ -49,6 +49,7 @@ def prepare(
     fit: str | None = None,
     surrogate: Path | None = None,
     student: str = "auto",
+    gradients: bool = False,
     weights: str | None = None,
     limit: int | None = None,
     held_out: int | None = None,
@@ -75,6 +76,7 @@ def prepare(
         fit: images to fit our surrogate on, as in `sources.load`; "rest" for those that are not held out.
         surrogate: a surrogate that was fitted before.
         student: "auto", "grafted" or "compact".
+        gradients: whether ours is made of gradients as well.
         weights: as in `find_classifier`.
         limit: images at most.
         held_out: as in `sources.load`.
@@ -98,8 +100,9 @@ def prepare(
     """
     if fit == "rest" and held_out is None:
         raise ValueError("--fit rest needs --held-out N: of the images, N are for the study and the rest for the fit")
-    if surrogate is not None and student != "auto":
-        raise ValueError(f"the student of --surrogate {surrogate} is the one it was fitted with; leave --student out")
+    if surrogate is not None and (student != "auto" or gradients):
+        given = "--gradients" if student == "auto" else "--student"
+        raise ValueError(f"--surrogate {surrogate} is as it was fitted; leave {given} out")
     for source in (images, fit):
         if source is not None and source != "rest":
             kind_of(source)  # a misspelt name is told before a classifier is trained
@@ -133,21 +136,25 @@ def prepare(
         rest = Rest(source, transform, download, left, studied)
 
         def refit(model: nn.Module, seed: int, shift: float = 0.0, **steps: int) -> AttentiveKDAttribution:
-            kind = student if attribution is None else attribution.plan.student
+            kind, sloped = (student, gradients)
+            if attribution is not None:
+                kind, sloped = attribution.plan.student, attribution.plan.gradients
             # The same images are held out of each: fits that are compared differ in the model and the seed alone.
             learned, kept = rest.split(shift=shift)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is nothing to be learned from a random model is the point
-                made = AttentiveKDAttribution(model, student=kind)
+                made = AttentiveKDAttribution(model, student=kind, gradients=sloped)
                 return made.fit(learned, val_loader=kept, seed=seed, progress=progress, **(REFIT | steps))
 
     if fit is not None and attribution is None and fitted:
         folder.mkdir(parents=True, exist_ok=True)
         told(f"fitting ours on {images if fit == 'rest' else fit}: minutes")
         # A state for each fit: another one in the same folder does not meet it.
-        of = key(model, weights, images, fit, held_out, student, seed, found.size, found.mean, found.deviation)[:8]
-        attribution = AttentiveKDAttribution(given, student=student).fit(
-            rest.batches(), seed=seed, progress=progress, resume_from=folder / f"fit-{of}.state"
+        of = key(
+            model, weights, images, fit, held_out, student, gradients, seed, found.size, found.mean, found.deviation
+        )
+        attribution = AttentiveKDAttribution(given, student=student, gradients=gradients).fit(
+            rest.batches(), seed=seed, progress=progress, resume_from=folder / f"fit-{of[:8]}.state"
         )
         attribution.save(folder / SURROGATE)
         told(f"{attribution.report_}\nSurrogate: {folder / SURROGATE}\n")

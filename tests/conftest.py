@@ -121,6 +121,14 @@ def fitted(session_model: TinyNet, loader: list[tuple[Tensor, Tensor]]) -> Atten
 
 
 @pytest.fixture(scope="session")
+def by_gradients(session_model: TinyNet, loader: list[tuple[Tensor, Tensor]]) -> AttentiveKDAttribution:
+    """As `fitted`, with maps that are made of gradients as well."""
+    return AttentiveKDAttribution(session_model, gradients=True).fit(
+        loader, distil_steps=60, explain_steps=100, progress=False
+    )
+
+
+@pytest.fixture(scope="session")
 def compact(session_model: TinyNet, loader: list[tuple[Tensor, Tensor]]) -> AttentiveKDAttribution:
     """A student of a plain function that gives outputs and nothing else."""
 

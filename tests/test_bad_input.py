@@ -345,7 +345,7 @@ BAD_IMAGES: list[tuple[str, Callable[[Tensor], Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "says"), [row[1:] for row in BAD_IMAGES], ids=[row[0] for row in BAD_IMAGES])
-@pytest.mark.parametrize("which", ["fitted", "compact"])
+@pytest.mark.parametrize("which", ["fitted", "by_gradients", "compact"])
 def test_images_that_cannot_be_explained_are_refused(
     model: TinyNet, which: str, images: Tensor, change: Any, says: str, request: pytest.FixtureRequest
 ) -> None:
@@ -358,7 +358,7 @@ def test_images_that_cannot_be_explained_are_refused(
 
 
 @pytest.mark.parametrize("size", [(24, 40), (48, 48), (12, 16)])
-@pytest.mark.parametrize("which", ["fitted", "compact"])
+@pytest.mark.parametrize("which", ["fitted", "by_gradients", "compact"])
 def test_images_of_another_size_are_explained_at_that_size(
     which: str, size: tuple[int, int], images: Tensor, request: pytest.FixtureRequest
 ) -> None:

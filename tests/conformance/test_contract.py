@@ -155,7 +155,7 @@ def test_infidelity_runs_on_our_maps(model: TinyNet, fitted: AttentiveKDAttribut
 # -- 5: no coupling between the samples of a batch ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", ["fitted", "compact"])
+@pytest.mark.parametrize("which", ["fitted", "by_gradients", "compact"])
 def test_a_batch_equals_its_images_one_by_one(which: str, images: Tensor, request: pytest.FixtureRequest) -> None:
     attribution = request.getfixturevalue(which)
     together = attribution.attribute(images, target=[0, 1, 2, 3, 0, 1])
@@ -246,7 +246,7 @@ def test_it_is_no_gradient_attribution() -> None:
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad, torch.inference_mode])
-@pytest.mark.parametrize("which", ["fitted", "compact"])
+@pytest.mark.parametrize("which", ["fitted", "by_gradients", "compact"])
 def test_attribute_needs_no_autograd_and_leaves_the_inputs_without_it(
     which: str, context: Any, images: Tensor, request: pytest.FixtureRequest
 ) -> None:

@@ -203,7 +203,7 @@ def sound_trust(answer: Trust) -> None:
         assert float(shares.max()) <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("which", ["fitted", "compact"])
+@pytest.mark.parametrize("which", ["fitted", "by_gradients", "compact"])
 def test_odd_images_and_classes_are_answered_soundly_or_refused(
     model: TinyNet, which: str, images: Tensor, counted: Counted, request: pytest.FixtureRequest
 ) -> None:

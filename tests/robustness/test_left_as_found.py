@@ -79,10 +79,12 @@ def awkward() -> TinyNet:
     return net
 
 
-@pytest.fixture(scope="module", params=STUDENTS)
+@pytest.fixture(scope="module", params=[*STUDENTS, "gradients"])
 def made(request: pytest.FixtureRequest) -> tuple[TinyNet, AttentiveKDAttribution]:
     net = awkward()
-    return net, fit_quickly(AttentiveKDAttribution(net, student=request.param), loader_of(40, 1))
+    by_gradients = request.param == "gradients"
+    student = "grafted" if by_gradients else request.param
+    return net, fit_quickly(AttentiveKDAttribution(net, student=student, gradients=by_gradients), loader_of(40, 1))
 
 
 @contextlib.contextmanager
@@ -111,6 +113,9 @@ CALLS: dict[str, Callable[[AttentiveKDAttribution, Path], Any]] = {
     "fit": lambda made, path: fit_quickly(AttentiveKDAttribution(made.forward_func), loader_of(40, 1)),
     "fit, compact": lambda made, path: fit_quickly(
         AttentiveKDAttribution(made.forward_func, student="compact"), loader_of(40, 1)
+    ),
+    "fit, by gradients": lambda made, path: fit_quickly(
+        AttentiveKDAttribution(made.forward_func, gradients=True), loader_of(40, 1)
     ),
     "fit, a state": lambda made, path: fit_quickly(
         AttentiveKDAttribution(made.forward_func), loader_of(40, 1), resume_from=path

@@ -44,7 +44,7 @@ def questions(attribution: AttentiveKDAttribution) -> list[Callable[[], Any]]:
 
 
 @pytest.mark.usefixtures("eager_switching")
-@pytest.mark.parametrize("which", ["fitted", "compact"])
+@pytest.mark.parametrize("which", ["fitted", "by_gradients", "compact"])
 def test_eight_threads_are_answered_as_one_while_another_asks_the_model_itself(
     model: TinyNet, which: str, counted: Counted, request: pytest.FixtureRequest
 ) -> None:

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help quickstart test test-robust test-lowest mutation audit lint format docs wheel photos clean
+.PHONY: help quickstart test test-robust test-lowest coverage mutation audit lint format docs wheel photos clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,11 @@ test-lowest:  ## tests with the lowest versions that setup.cfg allows
 	$(PYTHON) .ci/lowest.py test > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet -c $(LOWEST)/constraints.txt -e '.[test]'
 	$(LOWEST)/bin/python -m pytest $(PARALLEL)
+
+coverage: $(VENV)/.installed  ## which share of the package's lines and branches the tests run
+	$(BIN)/python -m pip install --quiet 'pytest-cov>=6'
+	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/robustness --cov captum_attnkd --cov-branch --cov-report json:.coverage.json
+	$(BIN)/python .ci/covered.py .coverage.json
 
 audit: $(VENV)/.installed  ## known vulnerabilities in what is installed (asks pypi.org)
 	$(PYTHON) -m venv $(VENV)-audit
@@ -64,4 +69,4 @@ photos: $(VENV)/.installed  ## a gallery of your photographs: make photos IMAGES
 	$(BIN)/python examples/photos.py --images $(IMAGES)
 
 clean:  ## remove all that make made, but for out/
-	rm -rf $(VENV) $(VENV)-audit $(LOWEST) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-audit $(LOWEST) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*

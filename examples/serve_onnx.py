@@ -88,7 +88,7 @@ def main() -> None:
     attribution.export(options.out / "explainer.onnx")
     torch.onnx.export(
         attribution.forward_func, (batch,), options.out / "model.onnx", input_names=["images"], output_names=["scores"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},), external_data=False, verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},), dynamo=True, external_data=False, verbose=False,
     )  # fmt: skip
     os.environ["GRAPHS"] = str(options.out)
 

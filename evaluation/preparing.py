@@ -165,6 +165,8 @@ def prepare(
 def put_together(model: nn.Module, data: ImageSet, count: int, batch: int, seed: int = 0) -> ImageSet:
     """Mosaics of those images that the model names right and is sure of, each asked about one of its cells in turn.
 
+    Cells have the images' own size where the model takes a mosaic of twice that size; else they are shrunk.
+
     Args:
         model: as a study asks it.
         data: images; where they come without classes, what the model says is taken for right.
@@ -177,11 +179,17 @@ def put_together(model: nn.Module, data: ImageSet, count: int, batch: int, seed:
     """
     if data.rivals is not None:
         raise ValueError("--mosaics asks about single classes; these images come with rivals")
-    answers = Subject(model, None, torch.zeros(1), torch.ones(1), batch=batch, precision="fp32").ask(data.images)
+    asked = Subject(model, None, torch.zeros(1), torch.ones(1), batch=batch, precision="fp32")
+    answers = asked.ask(data.images)
+    try:
+        asked.ask(data.images[:1].repeat(1, 1, 2, 2))
+        shrunk = False
+    except (RuntimeError, AssertionError, ValueError):  # a network for one size
+        shrunk = True
     sure, named = answers.max(dim=1)
     right = (sure.exp() >= SURE) & (named == (named if data.targets is None else data.targets))
     try:
-        made = mosaics_of(data.images[right], named[right], count, seed, "mosaic ")
+        made = mosaics_of(data.images[right], named[right], count, seed, "mosaic ", shrunk)
     except ValueError as error:
         raise ValueError(
             f"{error}; those are the ones that the model names right with a probability of at least {SURE}"

@@ -507,11 +507,11 @@ def _digit_mosaics(where: str, limit: int | None) -> ImageSet:
     return mosaics_of(data.images, data.labels[:, 0], _count(where, limit), seed=0)
 
 
-def mosaics_of(images: Tensor, labels: Tensor, count: int, seed: int, name: str = "") -> ImageSet:
+def mosaics_of(images: Tensor, labels: Tensor, count: int, seed: int, name: str = "", shrunk: bool = False) -> ImageSet:
     """2x2 mosaics, each asked about one of its cells in turn; arguments as in `mosaics`, `name` goes before their numbers."""
     from .datasets.mosaics import mosaics
 
-    made = mosaics(images, labels, count, seed)
+    made = mosaics(images, labels, count, seed, shrunk=shrunk)
     cells = torch.arange(count) % len(made.masks)
     names = tuple(f"{name}{number}" for number in _numbered(made))
     return ImageSet(made.images, names, made.labels[torch.arange(count), cells], made.masks[cells])

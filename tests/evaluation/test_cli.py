@@ -24,6 +24,7 @@ from captum_attnkd.evaluation.classifiers import Classifier, find_classifier
 from captum_attnkd.evaluation.cli import app
 from captum_attnkd.evaluation.preparing import prepare, put_together
 from captum_attnkd.evaluation.sources import Rest, load, square
+from captum_attnkd.evaluation.subject import AsLogits
 from captum_attnkd.evaluation.verification import verify
 from captum_attnkd.evaluation.workers import work_ahead
 from PIL import Image
@@ -376,14 +377,21 @@ def test_images_are_put_together_for_the_grid_pointing_game(place: Path) -> None
         Image.new("RGB", (20, 20), colour).save(place / "plain" / f"{index}.png")
     prepared = prepare("mine:colours", "plain", folder=place / "here", mosaics=8)
     data = prepared.data
-    assert data.images.shape == (8, 3, 32, 32)
+    assert data.images.shape == (8, 3, 64, 64), "each cell at the images' own size"
     assert data.targets is not None
     assert data.masks is not None
     wanted = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, 1]])
     for image, target, mask in zip(data.images, data.targets.tolist(), data.masks, strict=True):
-        assert int(mask.sum()) == 32 * 32 / 4
-        torch.testing.assert_close(image[:, mask], wanted[target][:, None].expand(3, 256))
+        assert int(mask.sum()) == 32 * 32
+        torch.testing.assert_close(image[:, mask], wanted[target][:, None].expand(3, 32 * 32))
     assert len({tuple(mask.flatten().tolist()) for mask in data.masks}) == 4, "each cell is asked about in turn"
+
+    def of_one_size(shown: Tensor) -> Tensor:
+        assert shown.shape[-2:] == (32, 32)
+        return prepared.subject.model(shown)
+
+    cells = load(str(place / "plain"), square(32, (0.5,) * 3, (0.5,) * 3))
+    assert put_together(AsLogits(of_one_size, False, torch.float32), cells, 2, 4).images.shape == (2, 3, 32, 32)
     with pytest.raises(ValueError, match="come with rivals"):
         put_together(prepared.subject.model, replace(data, rivals=data.targets), 2, 4)
 

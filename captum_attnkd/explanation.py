@@ -131,7 +131,7 @@ class ExplanationNetwork(nn.Module):
                 likeness = self._likeness(self.key[level](scene), weights, (posterior.shape[-2], posterior.shape[-1]))
                 looks += [standardise(evidence[level]).flatten(0, 1)[:, None], likeness.flatten(0, 1)]
             if sensitivity is not None:
-                looks.append(standardise(sensitivity[level]).flatten(0, 1)[:, None])
+                looks.append(standardise(unit(sensitivity[level])).flatten(0, 1)[:, None])
             context = self.context[level](scene).repeat_interleave(queries, dim=0)
             hidden = self.query[level](torch.cat(looks, dim=1)) + context
             if level == len(scenes) - 1:
@@ -179,6 +179,11 @@ def squashed(logits: Tensor) -> Tensor:
     """A sigmoid with slower ends: strictly rising from 0 to 1 over all that occurs, so that ranks survive in float32."""
     deep = torch.where(logits < -8, -8 - torch.log1p((-8 - logits).clamp_min(0)), logits)
     return torch.where(logits < 0, torch.sigmoid(deep), 1 - 0.5 / (1 + logits.clamp_min(0) / 2))
+
+
+def unit(maps: Tensor) -> Tensor:
+    """Scale each map (..., h, w) so that its largest magnitude is one; what is hardly more than rounding stays small."""
+    return maps / maps.abs().amax(dim=(-2, -1), keepdim=True).clamp_min(1e-4)
 
 
 def standardise(maps: Tensor) -> Tensor:

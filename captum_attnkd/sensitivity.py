@@ -31,14 +31,14 @@ def sensitivity(
     first: int = 0,
     with_pixels: bool = False,
 ) -> list[Tensor]:
-    """Gradient x features of each class asked about, summed over channels: to first order, what each position adds to its score.
+    """Gradient x features of each class asked about, summed over channels: to first order, what each position adds.
 
     One backward pass a class, no deeper than the finest level asked for. Only gradients with regard to outputs are taken: no
     parameter's `.grad` is touched.
 
     Args:
         recorded: the pass.
-        directions: from log-probabilities (B, K) to what is asked of them: per question their weights (B, K) in its score.
+        directions: from log-probabilities (B, K) to the slopes of what is asked with regard to them, (B, K) per question.
         first: the finest level wanted.
         with_pixels: whether the images are a level too, the finest; there it is the gradient times the pixels' distance from
             their mean over the image.

@@ -34,14 +34,19 @@ class Query(NamedTuple):
         return torch.where(self.negative >= 0, against, wanted.exp())
 
     def directions(self, log_probabilities: Tensor) -> Iterator[Tensor]:
-        """For each class asked about, which log-probabilities (B, K) speak for it, 1, and which against it, -1."""
+        """For each class asked about, the slope of its log-odds with regard to log-probabilities (B, K): (B, K).
+
+        Of log p alone the slope vanishes where the model is sure; that of log p - log(1 - p) does not. Against a rival it is that
+        of the difference of the two.
+        """
         for place in range(self.positive.shape[1]):
             asked = slice(place, place + 1)
-            direction = torch.zeros_like(log_probabilities).scatter_(1, self.positive[:, asked], 1.0)
+            others = log_probabilities.scatter(1, self.positive[:, asked], -torch.inf).softmax(dim=1)
             if self.negative is not None:
                 rivals = self.negative[:, asked]
-                direction.scatter_add_(1, rivals.clamp_min(0), -(rivals >= 0).to(direction.dtype))
-            yield direction
+                rival = torch.zeros_like(others).scatter_(1, rivals.clamp_min(0), 1.0)
+                others = torch.where(rivals >= 0, rival, others)
+            yield (-others).scatter(1, self.positive[:, asked], 1.0)
 
 
 class Surrogate(nn.Module):

@@ -46,6 +46,9 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--distil-steps", type=int, default=None)
     arguments.add_argument("--explain-steps", type=int, default=None)
+    arguments.add_argument(
+        "--gradients", action="store_true", help="more faithful maps, for a backward pass through the model each"
+    )
     arguments.add_argument("--load", type=Path, help="a surrogate fitted before; skips the fit")
     arguments.add_argument(
         "--no-figures", action="store_true", help="skip the measurements (minutes), draw the gallery only"
@@ -64,7 +67,7 @@ def main() -> None:
         attribution = AttentiveKDAttribution.load(options.load, model)
     else:
         steps = {"distil_steps": options.distil_steps, "explain_steps": options.explain_steps}
-        attribution = AttentiveKDAttribution(model).fit(
+        attribution = AttentiveKDAttribution(model, gradients=options.gradients).fit(
             learn.batches(), seed=options.seed, resume_from=options.out / "fit.state",
             **{name: value for name, value in steps.items() if value is not None},
         )  # fmt: skip

@@ -15,9 +15,11 @@ from helpers_targets import ScoreService, TinyCNN, awaken, batches, blobs, finge
 from torch import Tensor, nn
 
 from captum_attnkd import AttentiveKDAttribution
+from captum_attnkd.explanation import unit
 from captum_attnkd.objectives import Distillation, Explanation, Pixels
 from captum_attnkd.plan import Plan, make_plan
-from captum_attnkd.surrogate import Surrogate
+from captum_attnkd.sensitivity import sensitivity
+from captum_attnkd.surrogate import Query, Surrogate
 from captum_attnkd.target import Target
 
 # -- A. torchvision's networks, with gradients ---------------------------------------------------------------------------
@@ -178,6 +180,35 @@ def test_fit_and_attribute_work_and_leave_the_network_untouched(grafted: Grafted
     assert bool(torch.isfinite(maps).all())
     assert bool((maps.flatten(1).std(dim=1) > 1e-3).all()), "a map must not be constant"
     assert fingerprint(grafted.network) == grafted.before
+
+
+def test_every_level_is_sensitive_to_the_class_asked_about_whatever_its_layout(grafted: Grafted) -> None:
+    """Of each image alone, and to first order right: features a little larger raise the score by as much as the maps add up to."""
+    surrogate, network, images = grafted.surrogate.eval(), grafted.network, grafted.images[:2]
+    query = Query(torch.tensor([[1], [2]]))
+    maps = sensitivity_of(surrogate, images, query)
+    assert [tuple(level.shape[-2:]) for level in maps] == [level.size for level in grafted.plan.levels]
+    for one, level in zip(sensitivity_of(surrogate, images[1:], Query(query.positive[1:])), maps, strict=True):
+        torch.testing.assert_close(unit(one[0]), unit(level[1]), atol=1e-2, rtol=0)
+    assert all(bool((level != 0).any()) for level in maps[:-1])
+    deepest = grafted.plan.levels[-1]
+    module, share = network.get_submodule(deepest.module), 1e-2
+    scores = []
+    for sign in (1, -1):
+        hook = module.register_forward_hook(lambda _, given, output, sign=sign: output * (1 + sign * share))
+        with torch.no_grad():
+            scores.append(torch.logit(query.score(network(images).double().log_softmax(dim=1))))
+        hook.remove()
+    if not deepest.prefix:  # class tokens are not on the map, but are enlarged here as well
+        rise = (scores[0] - scores[1]) / (2 * share)
+        torch.testing.assert_close(maps[-1].sum(dim=(2, 3)).double(), rise, atol=2e-2, rtol=5e-2)
+    assert fingerprint(network) == grafted.before
+
+
+def sensitivity_of(surrogate: Surrogate, images: Tensor, query: Query) -> list[Tensor]:
+    seen, _ = surrogate.student.recorded(images)
+    assert seen.recorded is not None
+    return sensitivity(seen.recorded, query.directions)
 
 
 # -- B. Outputs only -----------------------------------------------------------------------------------------------------

@@ -42,9 +42,36 @@ def test_at_the_deepest_level_it_is_the_classes_own_weights_less_those_of_all_ot
         probabilities = model(images).softmax(dim=1)
     weights = model.head.weight.detach()
     for place, label in enumerate((0, 2)):
-        slope = weights[label] - probabilities @ weights  # of log p_c, by the last linear layer
+        others = probabilities.clone()
+        others[:, label] = 0
+        slope = (
+            weights[label] - others / others.sum(dim=1, keepdim=True) @ weights
+        )  # of the log-odds, by the last layer
         by_hand = torch.einsum("bc,bchw->bhw", slope, features) / features[0, 0].numel()
         torch.testing.assert_close(found[:, place], by_hand, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("lead", [0.0, 8.0, 40.0])
+def test_the_direction_is_the_slope_of_the_log_odds_and_does_not_vanish_where_the_model_is_sure(lead: float) -> None:
+    scores = torch.tensor([[lead, 1.0, -1.0, 0.5], [0.3, 0.2, lead, 0.1]])
+    directions = list(Query(torch.tensor([[0, 1], [2, 3]])).directions(scores.log_softmax(dim=1)))
+    for place, classes in enumerate(([0, 2], [1, 3])):
+        leaf = scores.double().requires_grad_()
+        pairs = zip(leaf, classes, strict=True)
+        odds = [row[label] - row[[k for k in range(4) if k != label]].logsumexp(0) for row, label in pairs]
+        (slope,) = torch.autograd.grad(sum(odds), leaf)
+        torch.testing.assert_close(directions[place].double(), slope, atol=1e-5, rtol=1e-5)
+        assert bool((directions[place].abs().amax(dim=1) == 1).all())
+
+
+def test_maps_do_not_depend_on_how_strong_the_sensitivity_is(
+    by_gradients: AttentiveKDAttribution, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = by_gradients.saliency(images, target=1)
+    monkeypatch.setattr(
+        "captum_attnkd.surrogate.sensitivity", lambda *given: [1e-2 * level for level in sensitivity(*given)]
+    )
+    torch.testing.assert_close(by_gradients.saliency(images, target=1), maps, atol=1e-4, rtol=1e-3)
 
 
 def homogeneous() -> nn.Sequential:
@@ -85,7 +112,7 @@ def test_pixels_count_by_their_distance_from_the_images_mean(model: TinyNet, ima
     wanted = torch.ones(len(images), 1, dtype=torch.int64)
     found = maps_of(surrogate_of(model, images, 4), images, Query(wanted))[0]
     leaf = images.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(model(leaf).log_softmax(dim=1)[:, 1].sum(), leaf)
+    (slope,) = torch.autograd.grad(torch.logit(model(leaf).double().softmax(dim=1)[:, 1]).sum(), leaf)
     centred = images - images.mean(dim=(2, 3), keepdim=True)
     torch.testing.assert_close(found, (slope * centred).sum(dim=1, keepdim=True), atol=1e-5, rtol=1e-4)
 
@@ -102,7 +129,7 @@ def test_tokens_are_brought_to_their_places_and_the_class_token_left_out() -> No
     outputs, answer = tapped.outputs(leaf)
     recorded = Recorded(leaf, tuple(outputs), lambda found: tapped.fold(found, (32, 32)), answer.log_softmax(dim=1))
     found = sensitivity(recorded, Query(torch.tensor([[1], [3]])).directions)
-    score = answer.log_softmax(dim=1)[[0, 1], [1, 3]].sum()
+    score = torch.logit(answer.softmax(dim=1)[[0, 1], [1, 3]]).sum()
     for level, output in zip(found, outputs, strict=True):
         (slope,) = torch.autograd.grad(score, output, retain_graph=True)
         patches = (slope * output).sum(dim=2)[:, 1:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 import warnings
@@ -229,7 +228,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             probe = probe_answer(target, plan, found.mean, found.deviation, device)
             fit = Fit(
                 surrogate, target, plan, found, loader, differentiable, settings,
-                fingerprint=_digest(probe), image_key=image_key, accelerator=accelerator, progress=progress,
+                probe=probe, image_key=image_key, accelerator=accelerator, progress=progress,
                 state=state, started=started,
             )  # fmt: skip
             report = fit.run()
@@ -654,8 +653,3 @@ def _warn_of_doubt(report: FitReport) -> None:
             "prediction; fit on more images, or longer (distil_steps=)",
             stacklevel=callers_level(),
         )
-
-
-def _digest(probe: Tensor) -> str:
-    """A short name for a model's answers, to tell one model's interrupted fit from another's."""
-    return hashlib.blake2b(probe.float().numpy().tobytes(), digest_size=8).hexdigest()

@@ -121,7 +121,8 @@ class Fit:
         loader: as surveyed.
         differentiable: whether gradients flow through the target; then it is the judge.
         settings: how long and how fast.
-        fingerprint: of the target's answers; a state file is gone on with only if it is the same.
+        probe: the target's answer to two fixed images, log-probabilities (2, K); a state file is gone on with only if it was of
+            the same target, whatever the threads it ran on.
         accelerator: of Accelerate; None makes one on the target's device.
         state: file from which an interrupted fit goes on, and to which it is saved at every held-out check.
         started: when the time that is reported begins, by `time.monotonic`; None for now.
@@ -137,7 +138,7 @@ class Fit:
         differentiable: bool,
         settings: FitSettings,
         *,
-        fingerprint: str = "",
+        probe: Tensor,
         image_key: Any = None,
         accelerator: Any = None,
         state: str | Path | None = None,
@@ -154,7 +155,7 @@ class Fit:
         self.differentiable, self.settings, self.image_key = differentiable, settings, image_key
         self.state, self.progress_bar = (None if state is None else Path(state)), progress
         self._given = accelerator
-        self._target_fingerprint = fingerprint
+        self._probe = probe
         self.at = _Progress()
         self._optimiser_state: dict[str, Tensor] = {}
         self._best: dict[str, Tensor] = {}
@@ -324,15 +325,13 @@ class Fit:
         """What must be the same for a state to be gone on with."""
         found, processes = self.found, self.accelerator.num_processes
         parts = self.accelerator.gradient_accumulation_steps
-        return repr(
-            (self.settings, self.plan, found.fingerprint, found.count, self._target_fingerprint, processes, parts)
-        )
+        return repr((self.settings, self.plan, found.fingerprint, found.count, processes, parts))
 
     def _save(self, optimiser: torch.optim.Optimizer | None = None) -> None:
         if self.state is None or not self.accelerator.is_main_process:
             return
         tensors = {f"surrogate.{name}": tensor for name, tensor in self.surrogate.state_dict().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()} | {"probe": self._probe}
         if optimiser is not None:
             for index, values in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
@@ -350,7 +349,8 @@ class Fit:
         if not self.state.exists():
             return
         tensors, about = checkpoint.read(self.state, "fit")
-        if about.get("fit") != self._fingerprint():
+        answered = tensors.pop("probe", torch.empty(0))
+        if about.get("fit") != self._fingerprint() or not checkpoint.same_answer(self._probe, answered):
             raise CheckpointError(
                 f"{self.state} is the state of another fit (other settings, images or model); "
                 "delete it to begin anew, or name another file"

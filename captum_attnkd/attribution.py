@@ -565,7 +565,8 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             wanted.to(images.device)[:, None],
             None if rivals is None else rivals.to(images.device)[:, None],
         )
-        return _Asked(images, extra, seen, answer, query, _sound(surrogate.explain(images, seen, query), images))
+        mask = _sound(surrogate.explain(images, seen, query), images)
+        return _Asked(images, extra, seen._replace(recorded=None), answer, query, mask)  # what was recorded is large
 
     def _trust(self, asked: _Asked) -> Trust:
         whole = self._answer(asked.answer, asked.images, asked.extra)

@@ -134,6 +134,7 @@ class Explanation(nn.Module):
             seen, answer = surrogate.see(images, fast=self._fast)
         query = draw_query(seen.logits.log_softmax(1) if answer is None else answer, self._contrastive, generator)
         mask = surrogate.explain(images, seen, query)
+        del seen  # and with it the recorded pass, before the judge needs as much memory again
         areas = draw_areas(mask.extent[:, 0], generator)
         keep = resized(kept_softly(mask.logits, areas), (images.shape[2], images.shape[3]))
         fills = random_fills(images, self._pixels.mean, self._pixels.deviation, generator)

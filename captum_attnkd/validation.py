@@ -101,6 +101,7 @@ class Validation:
             explain = (
                 self._surrogate.prior(seen, query) if prior else self._surrogate.explain(images, seen, query).logits
             )
+            del seen  # a recorded pass is large
             for area in areas:
                 shares = torch.full((len(images),), area, device=images.device)
                 keep = resized(kept_softly(explain.float(), shares, 0.02), (images.shape[2], images.shape[3]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from toy_task import TinyNet, fit_quickly, loader_of, random_net, rank_correlati
 
 from captum_attnkd import AttentiveKDAttribution, InputError
 from captum_attnkd.levels import Tapped, find_levels
+from captum_attnkd.objectives import Explanation, Pixels
 from captum_attnkd.plan import Plan, make_plan
 from captum_attnkd.sensitivity import Recorded, sensitivity
 from captum_attnkd.surrogate import Query, Surrogate
@@ -175,6 +177,28 @@ def test_the_fitted_maps_delete_no_worse_than_without_gradients_and_change_with_
     turned = by_gradients.saliency(images, target=labels)
     assert rank_correlation(maps, turned) < 0.99
     assert learned < deletion(model, images, labels, turned)
+
+
+def test_no_recorded_pass_is_kept_while_the_judge_is_asked_nor_afterwards(
+    model: TinyNet, by_gradients: AttentiveKDAttribution, images: Tensor
+) -> None:
+    """It holds as much memory as the judge's own pass will need."""
+    target, asked = Target(model), []
+
+    def judge(shown: Tensor) -> Tensor:
+        asked.append(recorded_passes())
+        return target.log_probabilities(shown)
+
+    pixels = Pixels(images.mean(dim=(0, 2, 3)), images.std(dim=(0, 2, 3)))
+    Explanation(surrogate_of(model, images, 4), judge, pixels)(images, torch.Generator().manual_seed(0))
+    by_gradients.trust(images)
+    assert asked == [0]
+    assert recorded_passes() == 0
+
+
+def recorded_passes() -> int:
+    gc.collect()
+    return sum(type(thing) is Recorded for thing in gc.get_objects())
 
 
 def test_a_surrogate_of_gradients_is_read_again_as_one(

@@ -64,7 +64,6 @@ from .speed import break_even, machine, speed
 from .store import Store, key
 from .study import Outcome, Study
 from .summary import means
-from .verification import verify
 from .workers import work_ahead
 
 app = typer.Typer(
@@ -229,26 +228,6 @@ def speed_command(
                 if count < float("inf"):
                     typer.echo(f"   {count:>8,} images on against {name}")
         typer.echo(f"\nTable: {out / 'speed.csv'}")
-
-
-@app.command("verify")
-def verify_command(
-    model: Model,
-    images: Images,
-    limit: Limit = 30,
-    weights: Weights = None,
-    size: Size = None,
-    mean: Mean = None,
-    deviation: Deviation = None,
-    batch: Batch = 30,
-    out: Out = Path("out/study"),
-) -> None:
-    """Compute our metrics on your model and images with independent implementations too: differences and times."""
-    with told():
-        prepared = prepare(**for_prepare(locals()), told=aside)
-        targets = prepared.subject.ask(prepared.data.images).argmax(dim=1)
-        table = verify(prepared.subject, prepared.data, targets)
-        typer.echo(f"{len(prepared.data)} images; {machine(prepared.subject.device)}\n\n{table.to_string(index=False)}")
 
 
 @app.command("sanity")

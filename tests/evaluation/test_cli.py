@@ -20,12 +20,12 @@ import pytest
 import torch
 from captum_attnkd.evaluation import classifiers, explainers
 from captum_attnkd.evaluation.benchmarks import ablation, scale
+from captum_attnkd.evaluation.benchmarks.verification import verify
 from captum_attnkd.evaluation.classifiers import Classifier, find_classifier
 from captum_attnkd.evaluation.cli import app
 from captum_attnkd.evaluation.preparing import prepare, put_together
 from captum_attnkd.evaluation.sources import Rest, load, square
 from captum_attnkd.evaluation.subject import AsLogits
-from captum_attnkd.evaluation.verification import verify
 from captum_attnkd.evaluation.workers import work_ahead
 from PIL import Image
 from safetensors.torch import save_file

@@ -5,19 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import typer
 from torch import Tensor
 
-from .explainers import random_map
-from .faithfulness import perturbation_curve, probability, ranks_of
-from .localisation import pointing_game, relevance_rank, saliency_share
-from .road import SHARES, imputed
-from .sources import ImageSet
-from .subject import Subject
+from ..explainers import random_map
+from ..faithfulness import perturbation_curve, probability, ranks_of
+from ..localisation import pointing_game, relevance_rank, saliency_share
+from ..options import Batch, Deviation, Images, Limit, Mean, Model, Out, Size, Weights, aside, for_prepare, told
+from ..preparing import prepare
+from ..road import SHARES, imputed
+from ..sources import ImageSet
+from ..speed import machine
+from ..subject import Subject
 
+app = typer.Typer(
+    add_completion=False, rich_markup_mode="markdown", context_settings={"help_option_names": ["-h", "--help"]}
+)
 STEPS = 16
 
 
@@ -137,3 +145,30 @@ def _quantus(subject: Subject, name: str, images: Tensor, maps: Tensor, targets:
         s_batch=masks[:, None].float().numpy(), channel_first=True, device=str(subject.device), batch_size=len(images),
     )  # fmt: skip
     return torch.as_tensor(np.asarray(found, dtype=np.float32)).reshape(-1)
+
+
+@app.command()
+def main(
+    model: Model,
+    images: Images,
+    limit: Limit = 30,
+    weights: Weights = None,
+    size: Size = None,
+    mean: Mean = None,
+    deviation: Deviation = None,
+    batch: Batch = 30,
+    out: Out = Path("out/study"),
+) -> None:
+    """Compute our metrics on your model and images with independent implementations too: differences and times.
+
+    python -m captum_attnkd.evaluation.benchmarks.verification -m digits -i digits:30 -o out/digits
+    """
+    with told():
+        prepared = prepare(**for_prepare(locals()), told=aside)
+        targets = prepared.subject.ask(prepared.data.images).argmax(dim=1)
+        table = verify(prepared.subject, prepared.data, targets)
+        typer.echo(f"{len(prepared.data)} images; {machine(prepared.subject.device)}\n\n{table.to_string(index=False)}")
+
+
+if __name__ == "__main__":
+    app()

@@ -118,7 +118,10 @@ def measure_cost(
     first, last = table.iloc[0], table.iloc[-1]
     look = (last["survey_s"] - first["survey_s"]) / (last["images"] - first["images"])
     step = (longer - last["fit_s"]) / (2 * steps)
-    return Cost(table, look, step, last["fit_s"] - last["survey_s"] - 2 * steps * step)
+    once = last["fit_s"] - last["survey_s"] - 2 * steps * step
+    return Cost(
+        table, *(max(seconds, 0.0) for seconds in (look, step, once))
+    )  # on a busy machine a difference may fall below
 
 
 def _seconds_to_survey(count: int, shape: tuple[int, int, int]) -> float:

@@ -2,9 +2,40 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Attended(NamedTuple):
+    """Features under both gates, kept as factors: at the finest levels the product alone costs as much as a layer of a network.
+
+    Attributes:
+        features: (B, C, h, w).
+        gate: of the channels (B, C).
+        places: of the positions (B, 1, h, w), relative to their mean: turning a whole map down changes nothing, only where it is
+            high and low.
+    """
+
+    features: Tensor
+    gate: Tensor
+    places: Tensor
+
+    def maps(self) -> Tensor:
+        """The product (B, C, h, w)."""
+        return self.features * self.gate[:, :, None, None] * self.places
+
+    def pooled(self) -> Tensor:
+        """Its mean over the positions (B, C): the attention-weighted mean of the features."""
+        weights = self.places.flatten(1) / self.places[0].numel()
+        return self.gate * torch.bmm(self.features.flatten(2), weights[:, :, None])[:, :, 0]
+
+    def along(self, rows: Tensor) -> Tensor:
+        """Its inner product, at every position, with rows (B, Q, C): (B, Q, h, w)."""
+        inner = torch.bmm(rows * self.gate[:, None], self.features.flatten(2))
+        return inner.reshape(*inner.shape[:2], *self.places.shape[2:]) * self.places
 
 
 class LevelAttention(nn.Module):
@@ -26,7 +57,7 @@ class LevelAttention(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
-    def forward(self, features: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, scaled: Tensor) -> tuple[Attended, Tensor]:
         """Attend to features.
 
         Args:
@@ -34,17 +65,15 @@ class LevelAttention(nn.Module):
             scaled: the same, brought to zero mean and unit deviation per channel; what the gates look at.
 
         Returns:
-            The attended features (B, C, h, w), whose spatial mean is the attention-weighted mean of the features; and the
-            attention map (B, 1, h, w) in (0, 1), 0.5 at initialisation.
+            The attended features; and the attention map (B, 1, h, w) in (0, 1), 0.5 at initialisation.
         """
         gate = self.channel(scaled.mean(dim=(2, 3))) + self.channel(scaled.amax(dim=(2, 3)))
-        gate = 2 * torch.sigmoid(gate)[:, :, None, None]
+        gate = 2 * torch.sigmoid(gate)
         looks = torch.cat(
             [scaled.mean(1, keepdim=True), scaled.amax(1, keepdim=True), F.relu(self.view(scaled))], dim=1
         )
         attention = torch.sigmoid(self.spatial(looks))
-        # Relative to its mean: turning the whole map down changes nothing, only where it is high and low.
-        return features * gate * (attention / attention.mean(dim=(2, 3), keepdim=True).clamp_min(1e-6)), attention
+        return Attended(features, gate, attention / attention.mean(dim=(2, 3), keepdim=True).clamp_min(1e-6)), attention
 
 
 def attended_area(attention: Tensor) -> Tensor:

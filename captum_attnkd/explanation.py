@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -149,7 +149,7 @@ class ExplanationNetwork(nn.Module):
         scenes: list[Tensor] = []
         for level in reversed(range(len(levels))):
             features, attention = levels[level]
-            scene = self.lateral[level](torch.cat([features, 2 * attention - 1], dim=1))
+            scene = _side_by_side(cast("nn.Conv2d", self.lateral[level]), features, 2 * attention - 1)
             if scenes:
                 scene = scene + resized(self.rise[level](scenes[-1]), (scene.shape[-2], scene.shape[-1]))
             scenes.append(self.smooth[level](scene))
@@ -168,6 +168,11 @@ class ExplanationNetwork(nn.Module):
         pooled = F.adaptive_avg_pool2d(parts.reshape(keys.shape), size).reshape(*parts.shape[:3], -1)
         wanted = _unit(pooled @ weights.transpose(1, 2)[:, None])  # B, G, d, Q
         return (wanted.transpose(2, 3) @ parts).transpose(1, 2).reshape(batch, -1, self.groups, height, wide)
+
+
+def _side_by_side(layer: nn.Conv2d, features: Tensor, last: Tensor) -> Tensor:
+    """A 1x1 convolution of features and one channel more, without a copy of both: the finest features are large."""
+    return F.conv2d(features, layer.weight[:, :-1], layer.bias) + F.conv2d(last, layer.weight[:, -1:])
 
 
 def _unit(vectors: Tensor) -> Tensor:

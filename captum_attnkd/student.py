@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import LevelAttention
+from .attention import Attended, LevelAttention
 from .classifier import LocalClassifier
 from .levels import Level, Tapped
 from .sensitivity import Recorded
@@ -23,7 +23,7 @@ class StudentOutput(NamedTuple):
 
     Attributes:
         scaled: features per level (B, C_l, h_l, w_l), zero mean and unit deviation per channel over the training images.
-        attended: the same levels' features after attention, as the heads see them.
+        attended: the same levels under attention, as the heads see them.
         attention: attention maps per level (B, 1, h_l, w_l) in (0, 1).
         level_logits: each level's own class scores (B, K).
         logits: the student's class scores (B, K).
@@ -31,7 +31,7 @@ class StudentOutput(NamedTuple):
     """
 
     scaled: tuple[Tensor, ...]
-    attended: tuple[Tensor, ...]
+    attended: tuple[Attended, ...]
     attention: tuple[Tensor, ...]
     level_logits: tuple[Tensor, ...]
     logits: Tensor
@@ -203,27 +203,28 @@ class LevelHead(nn.Module):
                     if layer.bias is not None:
                         self.evidence.bias.copy_(layer.bias)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, features: Tensor) -> tuple[Tensor, Attended, Tensor, Tensor]:
         """Scaled features, attended features, attention map and this level's logits (B, K)."""
         scaled = self.scale(features)
         if self._exact is not None:
             features = self._exact.prepared(features)
         attended, attention = self.attention(features if self._raw else scaled, scaled)
-        return scaled, attended, attention, self.classify(attended.mean(dim=(2, 3)))
+        return scaled, attended, attention, self.classify(attended.pooled())
 
     def scale(self, features: Tensor) -> Tensor:
         """Bring features to zero mean and unit deviation per channel."""
-        return (features - self.mean[:, None, None]) / self.deviation[:, None, None]
+        each = 1 / self.deviation
+        return torch.addcmul((-self.mean * each)[:, None, None], features, each[:, None, None])
 
     def classify(self, features: Tensor) -> Tensor:
         """Class scores (..., K) of features (..., C)."""
         return self.evidence(features) if self._exact is None else self._exact(features)
 
-    def evidence_of(self, attended: Tensor, positive: Tensor, negative: Tensor | None) -> Tensor:
+    def evidence_of(self, attended: Attended, positive: Tensor, negative: Tensor | None) -> Tensor:
         """Class evidence maps (B, Q, h, w) for the classes asked about, less those of the rivals, from their rows alone.
 
         Args:
-            attended: (B, C, h, w).
+            attended: features of B images under attention.
             positive: class indices (B, Q).
             negative: rivals (B, Q), -1 for none; or None.
         """
@@ -232,11 +233,14 @@ class LevelHead(nn.Module):
             against = (negative >= 0).to(rows.dtype)
             rows = rows - self.evidence.weight[negative.clamp_min(0)] * against[:, :, None]
             bias = bias - self.evidence.bias[negative.clamp_min(0)] * against
-        return torch.einsum("bqc,bchw->bqhw", rows, attended) + bias[:, :, None, None]
+        return attended.along(rows) + bias[:, :, None, None]
 
-    def all_evidence(self, attended: Tensor) -> Tensor:
+    def all_evidence(self, attended: Attended) -> Tensor:
         """Class evidence maps (B, K, h, w) of all classes."""
-        return self.classify(attended.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        positions = (
+            attended.maps().permute(0, 2, 3, 1).contiguous()
+        )  # else one matrix product becomes one for each row of positions
+        return self.classify(positions).permute(0, 3, 1, 2)
 
 
 class Student(nn.Module):
@@ -294,10 +298,10 @@ class Student(nn.Module):
             # What a grafted student sees is the target's own pass; a compact one is itself what is gone back through.
             seen = self.read([level.detach() for level in features] if self.grafted else features)
             ended = seen.logits.log_softmax(dim=1) if answer is None else answer
-        scaled, attended, attention, level_logits = (
-            tuple(level.detach() for level in levels)
-            for levels in (seen.scaled, seen.attended, seen.attention, seen.level_logits)
+        scaled, attention, level_logits = (
+            tuple(level.detach() for level in levels) for levels in (seen.scaled, seen.attention, seen.level_logits)
         )
+        attended = tuple(Attended(*(factor.detach() for factor in level)) for level in seen.attended)
         recorded = Recorded(leaf, tuple(outputs), lambda found: self.trunk.fold(found, size), ended)
         freed = StudentOutput(scaled, attended, attention, level_logits, seen.logits.detach(), recorded)
         return freed, None if answer is None else answer.detach()

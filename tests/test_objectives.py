@@ -156,7 +156,7 @@ def test_every_third_image_is_shown_whole_and_the_others_in_parts(
 def test_attention_begins_flat_and_passes_features_unchanged() -> None:
     features = torch.randn(2, 16, 5, 7, generator=drawn())
     attended, attention = LevelAttention(16)(features, standardise(features))
-    torch.testing.assert_close(attended, features)
+    torch.testing.assert_close(attended.maps(), features)
     assert torch.equal(attention, torch.full((2, 1, 5, 7), 0.5))
 
 

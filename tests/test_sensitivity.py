@@ -157,7 +157,8 @@ def test_what_is_seen_carries_no_gradient_and_equals_the_plain_pass(model: TinyN
     assert plain_answer is not None
     torch.testing.assert_close(answer, plain_answer)
     torch.testing.assert_close(seen.logits, plain.logits)
-    assert not any(t.requires_grad for t in (answer, seen.logits, *seen.scaled, *seen.attended, *seen.attention))
+    factors = [factor for level in seen.attended for factor in level]
+    assert not any(t.requires_grad for t in (answer, seen.logits, *seen.scaled, *factors, *seen.attention))
 
 
 def test_the_fitted_maps_delete_no_worse_than_without_gradients_and_change_with_the_sensitivity(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_attnkd.attention import LevelAttention
+from captum_attnkd.attention import Attended, LevelAttention
 from captum_attnkd.classifier import LocalClassifier
 from captum_attnkd.student import BackboneTrunk, ConvTrunk, LevelHead, Student, pick
 
@@ -136,9 +136,11 @@ def test_a_learned_level_classifies_what_attention_leaves_of_the_scaled_features
     scaled, attended, attention, logits = head(features)
     torch.testing.assert_close(scaled, features - 0.5)
     wanted, gate = head.attention(scaled, scaled)
-    torch.testing.assert_close(attended, wanted)
+    torch.testing.assert_close(attended.maps(), wanted.maps())
     torch.testing.assert_close(attention, gate)
-    torch.testing.assert_close(logits, F.linear(attended.mean(dim=(2, 3)), head.evidence.weight, head.evidence.bias))
+    torch.testing.assert_close(
+        logits, F.linear(attended.maps().mean(dim=(2, 3)), head.evidence.weight, head.evidence.bias)
+    )
 
 
 def test_an_exact_classifier_stays_the_targets_own_and_sees_its_features() -> None:
@@ -148,7 +150,7 @@ def test_an_exact_classifier_stays_the_targets_own_and_sees_its_features() -> No
     head.mean.fill_(0.5)
     features = torch.randn(2, 5, 4, 6)
     scaled, attended, _, logits = head(features)
-    torch.testing.assert_close(attended, features.relu())  # attention begins without effect
+    torch.testing.assert_close(attended.maps(), features.relu())  # attention begins without effect
     torch.testing.assert_close(logits, layer(features.relu().mean(dim=(2, 3))))
     torch.testing.assert_close(scaled, features - 0.5)
 
@@ -161,7 +163,7 @@ def test_a_classifier_that_is_not_exact_is_where_the_evidence_begins(bias: bool)
     assert not bias or torch.equal(head.evidence.bias, layer.bias)
     head.mean.fill_(0.5)
     features = torch.randn(2, 5, 4, 6)
-    torch.testing.assert_close(head(features)[1], features)  # which are what it was made for, not scaled ones
+    torch.testing.assert_close(head(features)[1].maps(), features)  # which are what it was made for, not scaled ones
     with torch.no_grad():
         head.evidence.weight.zero_()
     assert bool(layer.weight.any()), "a copy"
@@ -169,10 +171,13 @@ def test_a_classifier_that_is_not_exact_is_where_the_evidence_begins(bias: bool)
 
 def test_evidence_of_the_classes_asked_about_is_theirs_of_all_less_their_rivals() -> None:
     head = LevelHead(5, CLASSES)
-    attended = torch.randn(2, 5, 3, 4)
+    attended = Attended(torch.randn(2, 5, 3, 4), torch.rand(2, 5), torch.rand(2, 1, 3, 4))
     everything = head.all_evidence(attended)
     assert everything.shape == (2, CLASSES, 3, 4)
-    by_hand = torch.einsum("kc,bchw->bkhw", head.evidence.weight, attended) + head.evidence.bias[:, None, None]
+    product = attended.features * attended.gate[:, :, None, None] * attended.places
+    torch.testing.assert_close(attended.maps(), product)
+    torch.testing.assert_close(attended.pooled(), product.mean(dim=(2, 3)))
+    by_hand = torch.einsum("kc,bchw->bkhw", head.evidence.weight, product) + head.evidence.bias[:, None, None]
     torch.testing.assert_close(everything, by_hand)
     positive, negative = torch.tensor([[2, 0], [5, 1]]), torch.tensor([[1, -1], [0, 4]])
     alone = head.evidence_of(attended, positive, None)

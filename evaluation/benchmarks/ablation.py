@@ -21,7 +21,7 @@ import typer
 from torch import Tensor
 
 from captum_attnkd import checkpoint, fitting, objectives, perturbation, plan
-from captum_attnkd.attention import LevelAttention
+from captum_attnkd.attention import Attended, LevelAttention
 from captum_attnkd.explanation import ExplanationNetwork
 from captum_attnkd.student import Student
 
@@ -66,8 +66,9 @@ WHOLE = "all of it"
 Off = Callable[[], AbstractContextManager[Any]]
 
 
-def _without_attention(self: LevelAttention, features: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor]:
-    return features, torch.full_like(scaled[:, :1], 0.5) + 0 * self.spatial.bias
+def _without_attention(self: LevelAttention, features: Tensor, scaled: Tensor) -> tuple[Attended, Tensor]:
+    flat = torch.ones_like(scaled[:, :1])
+    return Attended(features, flat.new_ones(features.shape[:2]), flat), 0.5 * flat + 0 * self.spatial.bias
 
 
 def _without_evidence(testimony: Callable[..., Any], *args: Any) -> tuple[list[Tensor], Tensor]:

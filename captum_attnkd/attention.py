@@ -67,7 +67,7 @@ class LevelAttention(nn.Module):
         Returns:
             The attended features; and the attention map (B, 1, h, w) in (0, 1), 0.5 at initialisation.
         """
-        gate = self.channel(scaled.mean(dim=(2, 3))) + self.channel(scaled.amax(dim=(2, 3)))
+        gate = self.channel(torch.stack([scaled.mean(dim=(2, 3)), scaled.amax(dim=(2, 3))])).sum(dim=0)
         gate = 2 * torch.sigmoid(gate)
         looks = torch.cat(
             [scaled.mean(1, keepdim=True), scaled.amax(1, keepdim=True), F.relu(self.view(scaled))], dim=1

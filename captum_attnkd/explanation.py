@@ -56,15 +56,15 @@ class ExplanationNetwork(nn.Module):
 
     Two decoders run side by side, from the deepest level to the finest. The *scene* decoder sees features and attention
     and runs once an image. The *query* decoder is narrow and runs once a class asked about: it sees the class's evidence,
-    how alike each position is to where that evidence is strongest, and the scene; with `gradients`, also how sensitive the class
-    is to each position. Its last layer is zero at initialisation, so that an unfitted network gives the class activation map of
-    the local log-posterior.
+    how alike each position is to where that evidence is strongest, and the scene; at the deepest levels, if it is to be told,
+    also how sensitive the class is to each position. Its last layer is zero at initialisation, so that an unfitted network gives
+    the class activation map of the local log-posterior.
 
     Args:
         channels: feature channels of each level, finest first.
         sizes: (h, w) of each level; the finer, the narrower the scene decoder.
         groups: into how many parts the likeness of two positions is split.
-        gradients: whether it is told the levels' sensitivity to the class.
+        sensitive: how many of the deepest levels' sensitivity to the class it is told.
     """
 
     def __init__(
@@ -72,9 +72,10 @@ class ExplanationNetwork(nn.Module):
         channels: Sequence[int],
         sizes: Sequence[tuple[int, int]],
         groups: int = 8,
-        gradients: bool = False,
+        sensitive: int = 0,
     ) -> None:
         super().__init__()
+        self._told = len(sizes) - sensitive  # the finest level of those
         self.groups = groups
         widths = [48 if max(size) <= 16 else 32 if max(size) <= EDGES_ONLY else 16 for size in sizes]
         self.lateral = nn.ModuleList(nn.Conv2d(c + 1, w, 1) for c, w in zip(channels, widths, strict=True))
@@ -90,8 +91,8 @@ class ExplanationNetwork(nn.Module):
         # The prior at first, later what came from the deeper level; the class's evidence; likeness per group.
         below = [QUERY_WIDTH] * (len(widths) - 1) + [1]
         self.query = nn.ModuleList(
-            nn.Conv2d(channels + (1 + groups if ask else 0) + int(gradients), QUERY_WIDTH, 3, padding=1)
-            for channels, ask in zip(below, asks, strict=True)
+            nn.Conv2d(channels + (1 + groups if ask else 0) + int(level >= self._told), QUERY_WIDTH, 3, padding=1)
+            for level, (channels, ask) in enumerate(zip(below, asks, strict=True))
         )
         self.certainty = nn.Linear(1, QUERY_WIDTH)
         self.readout = nn.Conv2d(QUERY_WIDTH, 1, 1)
@@ -107,7 +108,7 @@ class ExplanationNetwork(nn.Module):
         evidence: Sequence[Tensor],
         posterior: Tensor,
         probability: Tensor,
-        sensitivity: Sequence[Tensor] | None = None,
+        sensitivity: Sequence[Tensor] = (),
     ) -> Mask:
         """Explain.
 
@@ -116,7 +117,7 @@ class ExplanationNetwork(nn.Module):
             evidence: class evidence per level, finest first, each (B, Q, h_l, w_l), for Q classes an image.
             posterior: local log-posterior (B, Q, h, w) at the deepest level.
             probability: of the classes (B, Q), in [0, 1].
-            sensitivity: gradient x features per level, finest first, each (B, Q, h_l, w_l), for a network told of it.
+            sensitivity: gradient x features of the deepest levels, finest first, each (B, Q, h_l, w_l), for a network told of it.
         """
         batch, queries = posterior.shape[:2]
         scenes = self._scenes(levels)
@@ -130,8 +131,8 @@ class ExplanationNetwork(nn.Module):
             if self._asks[level]:
                 likeness = self._likeness(self.key[level](scene), weights, (posterior.shape[-2], posterior.shape[-1]))
                 looks += [standardise(evidence[level]).flatten(0, 1)[:, None], likeness.flatten(0, 1)]
-            if sensitivity is not None:
-                looks.append(standardise(unit(sensitivity[level])).flatten(0, 1)[:, None])
+            if level >= self._told:
+                looks.append(standardise(unit(sensitivity[level - self._told])).flatten(0, 1)[:, None])
             context = self.context[level](scene).repeat_interleave(queries, dim=0)
             hidden = self.query[level](torch.cat(looks, dim=1)) + context
             if level == len(scenes) - 1:

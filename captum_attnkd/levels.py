@@ -89,10 +89,32 @@ class Tapped:
         outputs, answer = self.outputs(images, ask)
         return self.fold(outputs, (images.shape[-2], images.shape[-1])), answer
 
-    def outputs(self, images: Tensor, ask: Callable[[], Any] | None = None) -> tuple[list[Tensor], Any]:
-        """The same with the levels' features as the network has them, in its layout and, where it records, its graph."""
+    def outputs(
+        self, images: Tensor, ask: Callable[[], Any] | None = None, recorded_from: int | None = None
+    ) -> tuple[list[Tensor], Any]:
+        """The same with the levels' features as the network has them, in its layout.
+
+        Args:
+            images: (B, C, H, W).
+            ask: as above.
+            recorded_from: record what comes of the features from this level on, so that gradients with regard to them can be taken;
+                what comes before is not recorded, and costs neither memory nor a way back. None records nothing.
+        """
         calls: dict[int, list[Tensor]] = defaultdict(list)
-        with watched(self._tapped, lambda module, output: calls[id(module)].append(_first_tensor(output))):
+        wanted = () if recorded_from is None else list(zip(self._tapped, self.levels, strict=True))[recorded_from:]
+
+        def look(module: nn.Module, output: Any) -> Any:
+            features, call = _first_tensor(output), len(calls[id(module)])
+            if features.requires_grad or not any(module is at and call == level.call for at, level in wanted):
+                calls[id(module)].append(features)
+                return None
+            torch.set_grad_enabled(True)
+            # Not where the record begins itself: what the network goes on with it may change in place, and that is what is tapped.
+            onward = features.detach().requires_grad_().clone()
+            calls[id(module)].append(onward)
+            return onward if isinstance(output, Tensor) else type(output)([onward, *output[1:]])
+
+        with contextlib.nullcontext() if recorded_from is None else torch.no_grad(), watched(self._tapped, look):
             output = self.network(images) if ask is None else ask()
         found = []
         for level, module in zip(self.levels, self._tapped, strict=True):
@@ -109,13 +131,15 @@ class Tapped:
 
 
 @contextlib.contextmanager
-def watched(modules: Iterable[nn.Module], look: Callable[[nn.Module, Any], None]) -> Iterator[None]:
-    """Call `look(module, output)` whenever one of `modules` has run in this thread; no hook outlives the block."""
+def watched(modules: Iterable[nn.Module], look: Callable[[nn.Module, Any], Any]) -> Iterator[None]:
+    """Call `look(module, output)` whenever one of `modules` has run in this thread; no hook outlives the block.
+
+    What it returns, if not None, takes the output's place.
+    """
     owner, watching = threading.get_ident(), list(dict.fromkeys(modules))
 
-    def hook(module: nn.Module, _: Any, output: Any) -> None:
-        if threading.get_ident() == owner:
-            look(module, output)
+    def hook(module: nn.Module, _: Any, output: Any) -> Any:
+        return look(module, output) if threading.get_ident() == owner else None
 
     with _TAP_LOCK:
         interrupted: KeyboardInterrupt | None = None

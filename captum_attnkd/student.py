@@ -46,8 +46,8 @@ class Trunk(Protocol):
     def __call__(self, images: Tensor, *extra: Any) -> tuple[list[Tensor], Tensor | None]:
         """Features per level, finest first, and the target's log-probabilities (B, K) where it was run (else None)."""
 
-    def outputs(self, images: Tensor, *extra: Any) -> tuple[list[Tensor], Tensor | None]:
-        """The same with features in the network's own layout, as autograd records them where it does."""
+    def outputs(self, recorded_from: int, images: Tensor, *extra: Any) -> tuple[list[Tensor], Tensor | None]:
+        """The same with features in the network's own layout, recorded by autograd from a level on."""
 
     def fold(self, outputs: Sequence[Tensor], image_size: tuple[int, int]) -> list[Tensor]:
         """From such outputs to features (B, C_l, h_l, w_l)."""
@@ -71,9 +71,9 @@ class GraftedTrunk:
         with torch.no_grad():
             return self.tapped(images, lambda: self._answer(images, *extra))
 
-    def outputs(self, images: Tensor, *extra: Any) -> tuple[list[Tensor], Tensor | None]:
-        """Run the target once, and record it."""
-        return self.tapped.outputs(images, lambda: self._answer(images, *extra))
+    def outputs(self, recorded_from: int, images: Tensor, *extra: Any) -> tuple[list[Tensor], Tensor | None]:
+        """Run the target once, and record it from a level on."""
+        return self.tapped.outputs(images, lambda: self._answer(images, *extra), recorded_from)
 
     def fold(self, outputs: Sequence[Tensor], image_size: tuple[int, int]) -> list[Tensor]:
         """To maps."""
@@ -113,15 +113,20 @@ class ConvTrunk(nn.Module):
 
     def forward(self, images: Tensor, *extra: Any) -> tuple[list[Tensor], None]:
         """Features after each of the last four stages, finest first, each (B, C_l, h_l, w_l)."""
-        features, levels = images, []
+        return self._levels(images, None), None
+
+    def outputs(self, recorded_from: int, images: Tensor, *extra: Any) -> tuple[list[Tensor], None]:
+        """The same, recorded: they are maps already."""
+        return self._levels(images, recorded_from), None
+
+    def _levels(self, features: Tensor, cut: int | None) -> list[Tensor]:
+        levels: list[Tensor] = []
         for stage in self.stages:
             features = stage(features)
+            if cut is not None and len(self.stages) - len(levels) == min(len(self.stages), 4) - cut:
+                features = features.detach().requires_grad_()
             levels.append(features.float())
-        return levels[-4:], None
-
-    def outputs(self, images: Tensor, *extra: Any) -> tuple[list[Tensor], None]:
-        """The same: they are maps already."""
-        return self(images)  # type: ignore[no-any-return]
+        return levels[-4:]
 
     def fold(self, outputs: Sequence[Tensor], image_size: tuple[int, int]) -> list[Tensor]:
         """As they are."""
@@ -166,9 +171,9 @@ class BackboneTrunk(nn.Module):
         features, _ = self._tapped(images)
         return features, None
 
-    def outputs(self, images: Tensor, *extra: Any) -> tuple[list[Tensor], None]:
-        """The same in the backbone's layout."""
-        return self._tapped.outputs(images)[0], None
+    def outputs(self, recorded_from: int, images: Tensor, *extra: Any) -> tuple[list[Tensor], None]:
+        """The same in the backbone's layout, recorded from a level on."""
+        return self._tapped.outputs(images, None, recorded_from)[0], None
 
     def fold(self, outputs: Sequence[Tensor], image_size: tuple[int, int]) -> list[Tensor]:
         """To maps."""
@@ -283,17 +288,17 @@ class Student(nn.Module):
             features, answer = self.trunk(images, *extra)
         return self.read(features), answer
 
-    def recorded(self, images: Tensor, *extra: Any) -> tuple[StudentOutput, Tensor | None]:
+    def recorded(self, first: int, images: Tensor, *extra: Any) -> tuple[StudentOutput, Tensor | None]:
         """One pass that autograd records, whatever the caller has switched off; what it returns carries no gradient itself.
 
         Args:
+            first: the finest level to record.
             images: (B, C, H, W).
             extra: as in `forward`.
         """
         size = (images.shape[-2], images.shape[-1])
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = images.detach().clone().requires_grad_()
-            outputs, answer = self.trunk.outputs(leaf, *extra)
+            outputs, answer = self.trunk.outputs(first, images.detach(), *extra)
             features = self.trunk.fold(outputs, size)
             # What a grafted student sees is the target's own pass; a compact one is itself what is gone back through.
             seen = self.read([level.detach() for level in features] if self.grafted else features)
@@ -302,7 +307,8 @@ class Student(nn.Module):
             tuple(level.detach() for level in levels) for levels in (seen.scaled, seen.attention, seen.level_logits)
         )
         attended = tuple(Attended(*(factor.detach() for factor in level)) for level in seen.attended)
-        recorded = Recorded(leaf, tuple(outputs), lambda found: self.trunk.fold(found, size), ended)
+        outputs[:first] = [output.detach() for output in outputs[:first]]
+        recorded = Recorded(tuple(outputs), first, lambda found: self.trunk.fold(found, size), ended)
         freed = StudentOutput(scaled, attended, attention, level_logits, seen.logits.detach(), recorded)
         return freed, None if answer is None else answer.detach()
 

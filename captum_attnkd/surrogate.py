@@ -13,6 +13,8 @@ from .explanation import ExplanationNetwork, FusedLevel, Mask, standardise
 from .sensitivity import sensitivity
 from .student import Context, Student, StudentOutput
 
+SENSITIVE = 3  # levels whose sensitivity to a class the explanation network is told, where it is told of any
+
 
 class Query(NamedTuple):
     """What is asked of B images: Q classes each, and against which rivals.
@@ -58,8 +60,8 @@ class Surrogate(nn.Module):
         image_shape: (C, H, W); images of at most `longest_side` pixels a side are a level themselves.
         longest_side: levels with a longer side are left out of the maps' fusion; they cost more than they tell. The
             finest level kept is the maps' resolution.
-        gradients: whether the explanation network sees the levels' sensitivity to the class as well, at the price of a backward
-            pass a class.
+        gradients: whether the explanation network sees the sensitivity to the class of the three deepest levels as well, at the
+            price of a backward pass to them a class.
     """
 
     def __init__(
@@ -72,19 +74,20 @@ class Surrogate(nn.Module):
     ) -> None:
         super().__init__()
         self.student = student
-        self.gradients = gradients
         coarse = [level for level, size in enumerate(sizes) if max(size) <= longest_side]
         self.first = coarse[0] if coarse else len(sizes) - 1
         self.with_pixels = max(image_shape[1:]) <= longest_side
         channels, kept = list(student.channels[self.first :]), list(sizes[self.first :])
         if self.with_pixels:
             channels, kept = [image_shape[0], *channels], [(image_shape[1], image_shape[2]), *kept]
-        self.explanation = ExplanationNetwork(channels, kept, gradients=gradients)
+        # Finer ones cost the most to go back to, and what they tell besides is lost in their noise.
+        self.sensitive = min(SENSITIVE, len(sizes) - self.first) if gradients else 0
+        self.explanation = ExplanationNetwork(channels, kept, sensitive=self.sensitive)
 
     def see(self, images: Tensor, *extra: Any, fast: Context = nullcontext) -> tuple[StudentOutput, Tensor | None]:
         """The student's pass, fit to be explained: recorded where that takes gradients, and then in full precision."""
-        if self.gradients:
-            return self.student.recorded(images, *extra)
+        if self.sensitive:
+            return self.student.recorded(len(self.student.channels) - self.sensitive, images, *extra)
         return self.student(images, *extra, fast=fast)  # type: ignore[no-any-return]
 
     def explain(self, images: Tensor, seen: StudentOutput, query: Query) -> Mask:
@@ -97,10 +100,10 @@ class Surrogate(nn.Module):
             pixels = standardise(images.float())
             levels.insert(0, FusedLevel(pixels, torch.full_like(pixels[:, :1], 0.5)))
             evidence.insert(0, pixels.new_zeros(images.shape[0], query.positive.shape[1], *images.shape[-2:]))
-        slopes = None
-        if self.gradients:
+        slopes: list[Tensor] = []
+        if self.sensitive:
             assert seen.recorded is not None, "images are to be seen by Surrogate.see"
-            slopes = sensitivity(seen.recorded, query.directions, self.first, self.with_pixels)
+            slopes = sensitivity(seen.recorded, query.directions)
         mask: Mask = self.explanation(levels, evidence, posterior, probability, slopes)
         return mask
 

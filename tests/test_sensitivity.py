@@ -31,7 +31,7 @@ def surrogate_of(model: nn.Module, images: Tensor, classes: int, **how: object) 
 def maps_of(surrogate: Surrogate, images: Tensor, query: Query) -> list[Tensor]:
     seen, _ = surrogate.see(images)
     assert seen.recorded is not None
-    return sensitivity(seen.recorded, query.directions, surrogate.first, surrogate.with_pixels)
+    return sensitivity(seen.recorded, query.directions)
 
 
 def test_at_the_deepest_level_it_is_the_classes_own_weights_less_those_of_all_others(
@@ -109,14 +109,44 @@ def test_questions_of_one_batch_may_have_rivals_or_none(model: TinyNet, images: 
         assert not torch.allclose(one[0], other[0])
 
 
-def test_pixels_count_by_their_distance_from_the_images_mean(model: TinyNet, images: Tensor) -> None:
-    """Images of up to 80 pixels a side are a level themselves."""
-    wanted = torch.ones(len(images), 1, dtype=torch.int64)
-    found = maps_of(surrogate_of(model, images, 4), images, Query(wanted))[0]
-    leaf = images.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(torch.logit(model(leaf).double().softmax(dim=1)[:, 1]).sum(), leaf)
-    centred = images - images.mean(dim=(2, 3), keepdim=True)
-    torch.testing.assert_close(found, (slope * centred).sum(dim=1, keepdim=True), atol=1e-5, rtol=1e-4)
+class Wide(nn.Module):
+    """Four levels; a skip connection goes round the third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Conv2d(c, 6, 3, stride=2, padding=1) for c in (3, 6, 6, 6, 6))
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = [images]
+        for stage in self.stages:
+            features.append(torch.relu_(stage(features[-1])))  # in place: what is tapped must not change
+        return self.head((features[-1] + nn.functional.avg_pool2d(features[-3], 4)).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+def test_only_the_three_deepest_levels_are_recorded_and_gone_back_to() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = Wide().eval()
+    images = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    surrogate = surrogate_of(net, images, 4)
+    assert [head.attention.view.in_channels for head in surrogate.student.heads] == [6] * 4  # type: ignore[union-attr]
+    seen, _ = surrogate.see(images)
+    assert seen.recorded is not None
+    assert [output.requires_grad for output in seen.recorded.outputs] == [False, True, True, True]
+    before = net.stages[0].weight, net.stages[1].weight
+    answer = seen.recorded.log_probabilities.sum()
+    assert torch.autograd.grad(answer, before, retain_graph=True, allow_unused=True) == (None, None), "not recorded"
+    for one, other in zip(seen.scaled, surrogate.student(images)[0].scaled, strict=True):
+        torch.testing.assert_close(one, other)
+    wanted = torch.ones(2, 1, dtype=torch.int64)
+    found = maps_of(surrogate, images, Query(wanted))
+    assert [level.shape[-1] for level in found] == [20, 10, 5]
+    third = net.stages[2](net.stages[1](net.stages[0](images).relu()).relu()).relu().detach().requires_grad_()
+    fifth = net.stages[4](net.stages[3](third).relu()).relu()
+    answer = net.head((fifth + nn.functional.avg_pool2d(third, 4)).mean(dim=(2, 3)))
+    (slope,) = torch.autograd.grad(torch.logit(answer.softmax(dim=1)[:, 1]).sum(), third)
+    torch.testing.assert_close(found[0][:, 0], (slope * third).sum(dim=1), atol=1e-6, rtol=1e-4)
 
 
 def test_tokens_are_brought_to_their_places_and_the_class_token_left_out() -> None:
@@ -127,9 +157,8 @@ def test_tokens_are_brought_to_their_places_and_the_class_token_left_out() -> No
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     tapped = Tapped(net, find_levels(net, images))
     assert {level.layout for level in tapped.levels} == {"tokens"}
-    leaf = images.clone().requires_grad_()
-    outputs, answer = tapped.outputs(leaf)
-    recorded = Recorded(leaf, tuple(outputs), lambda found: tapped.fold(found, (32, 32)), answer.log_softmax(dim=1))
+    outputs, answer = tapped.outputs(images, recorded_from=0)
+    recorded = Recorded(tuple(outputs), 0, lambda found: tapped.fold(found, (32, 32)), answer.log_softmax(dim=1))
     found = sensitivity(recorded, Query(torch.tensor([[1], [3]])).directions)
     score = torch.logit(answer.softmax(dim=1)[[0, 1], [1, 3]]).sum()
     for level, output in zip(found, outputs, strict=True):

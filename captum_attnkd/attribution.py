@@ -63,8 +63,8 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         levels: names of the model's modules to tap (`model.named_modules()`), for a grafted student; None finds them.
         backbone: network of a compact student: a torchvision model's name (untrained), or a module of yours, which is
             then trained in place; None uses a small network of our own.
-        gradients: whether maps are made of the class's gradient at every level as well: more faithful, at the price of a backward
-            pass through a part of the model for each class asked about, and the memory of one. Such a surrogate cannot be exported.
+        gradients: whether maps are made of the class's gradient at the three deepest levels as well: more faithful, at the price of
+            a backward pass through that part of the model for each class asked about. Such a surrogate cannot be exported.
         output: whether the model returns "logits" or "probabilities"; "auto" decides by its answers.
         max_images_per_second: bound on how fast images are sent to the model, for metered services.
         warn_below: a trust score in (0, 1]: `attribute` and `saliency` then measure their maps' trust, at the price of two more

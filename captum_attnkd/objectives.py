@@ -143,11 +143,10 @@ class Explanation(nn.Module):
         shown = shown + 0.05 * self._pixels.deviation[:, None, None].to(shown) * torch.randn(
             shown.shape, generator=generator
         ).to(shown)
-        rivals = None if query.negative is None else torch.cat([query.negative, query.negative])
-        twice = Query(torch.cat([query.positive, query.positive]), rivals)
-        scores, carried = through(shown, lambda leaf: twice.score(self._judge(leaf))[:, 0])
-        kept_score, hidden_score = carried.chunk(2)
-        kept_alone, hidden_alone = scores.chunk(2)
+        # One side after the other: of all the memory of a fit, most is the judge's for the way back.
+        (kept_alone, kept_score), (hidden_alone, hidden_score) = (
+            through(side, lambda leaf: query.score(self._judge(leaf))[:, 0]) for side in shown.chunk(2)
+        )
         foretold = foretelling(mask, areas, kept_alone, hidden_alone, query)
         return (hidden_score - kept_score).mean() + foretold
 

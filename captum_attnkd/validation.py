@@ -96,7 +96,8 @@ class Validation:
         self._surrogate.eval()
         sums, count, drawn = [0.0, 0.0], 0, self._draw(78)
         for images in self.batches(most):
-            seen, answer = self._surrogate.see(images, fast=self._fast)
+            see = self._surrogate.student if prior else self._surrogate.see  # a prior needs no recorded pass
+            seen, answer = see(images, fast=self._fast)
             query = Query((seen.logits if answer is None else answer).argmax(dim=1, keepdim=True))
             explain = (
                 self._surrogate.prior(seen, query) if prior else self._surrogate.explain(images, seen, query).logits

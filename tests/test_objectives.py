@@ -297,9 +297,9 @@ class Judge:
         self.shown, self.answers = torch.empty(0), torch.empty(0)
 
     def __call__(self, images: Tensor) -> Tensor:
-        self.shown = images.detach()
         answers = answer_of(images)
-        self.answers = answers.detach()
+        self.shown = torch.cat([self.shown, images.detach()])
+        self.answers = torch.cat([self.answers, answers.detach()])
         return answers
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
 from unittest import mock
@@ -80,10 +81,14 @@ def _without_likeness(likeness: Callable[..., Tensor], *args: Any) -> Tensor:
     return torch.zeros_like(likeness(*args))
 
 
-def _one_side(through: Callable[..., Any], side: int, shown: Tensor, score: Any) -> tuple[Tensor, Tensor]:
-    values, carried = through(shown, score)
-    kept, hidden = carried.chunk(2)
-    return values, torch.cat([kept, hidden.detach()] if side == 0 else [kept.detach(), hidden])
+def _one_side(through: Callable[..., Any], side: int) -> AbstractContextManager[Any]:
+    sides = cycle((0, 1))  # what is kept is judged first, what is hidden second
+
+    def replaced(shown: Tensor, score: Any) -> tuple[Tensor, Tensor]:
+        values, carried = through(shown, score)
+        return values, carried if next(sides) == side else carried.detach()
+
+    return mock.patch.object(objectives, "through", replaced)
 
 
 def _evenly(extent: Tensor, generator: torch.Generator) -> Tensor:
@@ -117,8 +122,8 @@ PARTS: dict[str, Off] = {
     ),
     "no supervision of each level": _argument(fitting, "Distillation", supervision=0.0),
     "no charge for attention": _argument(fitting, "Distillation", attention_charge=0.0),
-    "keep only": lambda: mock.patch.object(objectives, "through", partial(_one_side, objectives.through, 0)),
-    "delete only": lambda: mock.patch.object(objectives, "through", partial(_one_side, objectives.through, 1)),
+    "keep only": partial(_one_side, objectives.through, 0),
+    "delete only": partial(_one_side, objectives.through, 1),
     "one fill": lambda: mock.patch.object(perturbation, "FILLS", ("mean",)),
     "areas drawn evenly": lambda: mock.patch.object(objectives, "draw_areas", _evenly),
     "no shifts": lambda: mock.patch.object(objectives, "random_shift", lambda shown, _: shown),

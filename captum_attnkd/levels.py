@@ -109,10 +109,10 @@ class Tapped:
                 calls[id(module)].append(features)
                 return None
             torch.set_grad_enabled(True)
-            # Not where the record begins itself: what the network goes on with it may change in place, and that is what is tapped.
+            # The network may change in place what it goes on with; that is what is tapped, not where the record begins.
             onward = features.detach().requires_grad_().clone()
             calls[id(module)].append(onward)
-            return onward if isinstance(output, Tensor) else type(output)([onward, *output[1:]])
+            return _with_first(output, onward)
 
         with contextlib.nullcontext() if recorded_from is None else torch.no_grad(), watched(self._tapped, look):
             output = self.network(images) if ask is None else ask()
@@ -321,3 +321,14 @@ def _first_tensor(output: Any) -> Tensor:
     if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
         return output[0]
     raise TargetError(f"a tapped module returned {type(output).__name__}, not a tensor")
+
+
+def _with_first(output: Any, tensor: Tensor) -> Any:
+    """The output with another tensor for that which `_first_tensor` takes."""
+    if isinstance(output, Tensor):
+        return tensor
+    return (
+        output._replace(**{output._fields[0]: tensor})
+        if hasattr(output, "_fields")
+        else type(output)([tensor, *output[1:]])
+    )

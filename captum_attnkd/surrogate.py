@@ -13,7 +13,7 @@ from .explanation import ExplanationNetwork, FusedLevel, Mask, standardise
 from .sensitivity import sensitivity
 from .student import Context, Student, StudentOutput
 
-SENSITIVE = 3  # levels whose sensitivity to a class the explanation network is told, where it is told of any
+SENSITIVE = 3  # deepest levels whose sensitivity to a class is told, if any is
 
 
 class Query(NamedTuple):
@@ -80,7 +80,7 @@ class Surrogate(nn.Module):
         channels, kept = list(student.channels[self.first :]), list(sizes[self.first :])
         if self.with_pixels:
             channels, kept = [image_shape[0], *channels], [(image_shape[1], image_shape[2]), *kept]
-        # Finer ones cost the most to go back to, and what they tell besides is lost in their noise.
+        # Finer ones cost the most to go back to, and tell little more.
         self.sensitive = min(SENSITIVE, len(sizes) - self.first) if gradients else 0
         self.explanation = ExplanationNetwork(channels, kept, sensitive=self.sensitive)
 

@@ -298,7 +298,8 @@ class Student(nn.Module):
         """
         size = (images.shape[-2], images.shape[-1])
         with torch.inference_mode(False), torch.enable_grad():
-            outputs, answer = self.trunk.outputs(first, images.detach(), *extra)
+            # A copy: what was made in inference mode cannot be worked on in place here.
+            outputs, answer = self.trunk.outputs(first, images.detach().clone(), *extra)
             features = self.trunk.fold(outputs, size)
             # What a grafted student sees is the target's own pass; a compact one is itself what is gone back through.
             seen = self.read([level.detach() for level in features] if self.grafted else features)

@@ -70,28 +70,16 @@ def prepare(
 ) -> Prepared:
     """Find the model, read the images, load or fit the surrogate.
 
+    Most arguments are the options of the command line by the same names, and explained there (`options`).
+
     Args:
-        model: as in `find_classifier`.
-        images: as in `sources.load`.
+        model: as in `find_classifier`, like `weights`.
+        images: as in `sources.load`, like `fit`, `limit` and `held_out`.
         folder: where a trained classifier and a fitted surrogate are kept; a fit that was stopped goes on from there.
-        fit: images to fit our surrogate on, as in `sources.load`; "rest" for those that are not held out.
-        surrogate: a surrogate that was fitted before.
-        student: "auto", "grafted" or "compact".
-        gradients: whether ours is made of gradients as well.
-        weights: as in `find_classifier`.
-        limit: images at most.
-        held_out: as in `sources.load`.
         mosaics: put the images together, four classes in one, so many times, and study those.
-        layer: where CAM methods look; None takes the last layer with a spatial extent.
-        size: side of the images in pixels; None as the classifier has it.
-        mean: of pixels in [0, 1] per channel; None likewise.
-        deviation: likewise.
+        size: side of the images in pixels; like `mean` and `deviation` None has them as the classifier does.
         batch: images at a time.
         seed: of the fit, and of all that methods and metrics draw.
-        device: for all of it; None leaves the model where it is.
-        precision: as in `Subject`.
-        download: whether torchvision's data sets may be fetched.
-        progress: whether bars are shown; None shows them at a terminal.
         fitted: whether a surrogate is wanted; without one `fit` serves fits to come.
         told: is handed a line before a fit, and its report after it.
 

@@ -121,9 +121,10 @@ class ConvTrunk(nn.Module):
 
     def _levels(self, features: Tensor, cut: int | None) -> list[Tensor]:
         levels: list[Tensor] = []
-        for stage in self.stages:
+        finest = max(len(self.stages) - 4, 0)
+        for place, stage in enumerate(self.stages):
             features = stage(features)
-            if cut is not None and len(self.stages) - len(levels) == min(len(self.stages), 4) - cut:
+            if cut is not None and place == finest + cut:
                 features = features.detach().requires_grad_()
             levels.append(features.float())
         return levels[-4:]

@@ -188,10 +188,13 @@ def test_every_level_is_sensitive_to_the_class_asked_about_whatever_its_layout(g
     query = Query(torch.tensor([[1], [2]]))
     maps = sensitivity_of(surrogate, images, query)
     assert [tuple(level.shape[-2:]) for level in maps] == [level.size for level in grafted.plan.levels]
-    for one, level in zip(sensitivity_of(surrogate, images[1:], Query(query.positive[1:])), maps, strict=True):
-        # Rounding, which a batch's size changes, switches single units of a network of random weights on and off.
-        alone, beside = unit(one[0]), unit(level[1])
-        assert (alone - beside).norm() <= 0.02 * beside.norm() + 1e-2
+    # In float32 rounding, which a batch's size changes, switches single units of a network of random weights on and off.
+    network.double()
+    both = sensitivity_of(surrogate, images.double(), query)
+    alone = sensitivity_of(surrogate, images[1:].double(), Query(query.positive[1:]))
+    network.float()
+    for one, level in zip(alone, both, strict=True):
+        torch.testing.assert_close(unit(one[0]), unit(level[1]), atol=1e-2, rtol=0)
     assert all(bool((level != 0).any()) for level in maps[:-1])
     deepest = grafted.plan.levels[-1]
     module, share = network.get_submodule(deepest.module), 1e-2

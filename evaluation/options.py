@@ -61,7 +61,8 @@ Surrogate = Annotated[
 ]
 Student = Annotated[str, typer.Option(help="`auto`, `grafted` or `compact`.")]
 Gradients = Annotated[
-    bool, typer.Option("--gradients", help="Fit ours with gradients=True: more faithful, a backward pass a map.")
+    bool,
+    typer.Option("--gradients", help="Ask ours for maps with gradients=True: more faithful, a backward pass a map."),
 ]
 Weights = Annotated[
     str | None,
@@ -120,7 +121,7 @@ def told() -> Iterator[None]:
 
 
 _PREPARING = (
-    "model", "images", "fit", "surrogate", "student", "gradients", "weights", "limit", "held_out", "mosaics", "layer", "size",
+    "model", "images", "fit", "surrogate", "student", "weights", "limit", "held_out", "mosaics", "layer", "size",
     "mean", "deviation", "batch", "seed", "device", "precision", "download", "out",
 )  # fmt: skip
 

@@ -156,7 +156,7 @@ class BirdNet(nn.Sequential):
         super().__init__(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], len(SPECIES)))
 
 
-def train_bird_net(data: Birds, epochs: int = 12, seed: int = 0) -> BirdNet:
+def train_bird_net(data: Birds, epochs: int = 20, seed: int = 0) -> BirdNet:
     """Train a classifier of birds; returns it in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -63,6 +63,8 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         levels: names of the model's modules to tap (`model.named_modules()`), for a grafted student; None finds them.
         backbone: network of a compact student: a torchvision model's name (untrained), or a module of yours, which is
             then trained in place; None uses a small network of our own.
+        gradients: whether maps are made of the class's gradient at the three deepest levels as well: more faithful, at the price of
+            a backward pass through that part of the model for each class asked about. Such a surrogate cannot be exported.
         output: whether the model returns "logits" or "probabilities"; "auto" decides by its answers.
         max_images_per_second: bound on how fast images are sent to the model, for metered services.
         warn_below: a trust score in (0, 1]: `attribute` and `saliency` then measure their maps' trust, at the price of two more
@@ -80,6 +82,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         student: StudentKind = "auto",
         levels: Sequence[str] | None = None,
         backbone: str | nn.Module | None = None,
+        gradients: bool = False,
         output: OutputKind = "auto",
         max_images_per_second: float | None = None,
         warn_below: float | None = None,
@@ -94,7 +97,10 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             raise InputError(f"levels must be a list of module names, got {levels!r}")
         if backbone is not None and not isinstance(backbone, (str, nn.Module)):
             raise InputError(f"backbone must be a torchvision model's name or a module, got {type(backbone).__name__}")
+        if not isinstance(gradients, bool):
+            raise InputError(f"gradients must be True or False, got {gradients!r}")
         self._target = Target(forward_func, output, max_images_per_second)
+        self._gradients = gradients
         self._student_kind, self._level_names, self._backbone = student, levels, backbone
         self._fitted: Fitted | None = None
 
@@ -216,6 +222,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 self._level_names,
                 self._backbone,
                 differentiable,
+                self._gradients,
             )
             surrogate = plan.build(target, own)
             probe = probe_answer(target, plan, found.mean, found.deviation, device)
@@ -239,8 +246,6 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         inputs: Tensor | tuple[Tensor, ...],
         target: ClassesLike = None,
         additional_forward_args: Any = None,
-        *,
-        gradients: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
         """Saliency of every pixel for a class, in one forward pass.
 
@@ -251,8 +256,6 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
                 array, list of ints or list of tuples for each. None explains the class the model predicts (a compact student
                 then asks the model).
             additional_forward_args: handed to the model after the images.
-            gradients: whether maps are made of the class's gradient at the three deepest levels as well: more faithful, at the
-                price of a backward pass through that part of the model (of a compact student: through its own) for each class.
 
         Returns:
             Attributions of exactly the inputs' shape and dtype, in [0, 1], the same in every channel, contiguous; a 1-tuple
@@ -263,7 +266,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             InputError: images or classes cannot be used. A `target` of the wrong length also is an AssertionError.
         """
         images, was_tuple = _unpacked(inputs)
-        mask = self.saliency(images, target, additional_forward_args=additional_forward_args, gradients=gradients)
+        mask = self.saliency(images, target, additional_forward_args=additional_forward_args)
         attributions = mask.to(images.dtype).repeat(1, images.shape[1], 1, 1)
         return (attributions,) if was_tuple else attributions
 
@@ -278,8 +281,6 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         target: ClassesLike = None,
         versus: ClassesLike = None,
         additional_forward_args: Any = None,
-        *,
-        gradients: bool = False,
     ) -> Tensor:
         """The saliency mask (B, 1, H, W), float32, in [0, 1].
 
@@ -288,10 +289,9 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             target: as in `attribute`.
             versus: a rival class, given as `target` is: the mask then tells why `target` rather than `versus`.
             additional_forward_args: handed to the model after the images.
-            gradients: as in `attribute`.
         """
         with torch.no_grad():
-            asked = self._asked(inputs, target, versus, additional_forward_args, gradients)
+            asked = self._asked(inputs, target, versus, additional_forward_args)
             if self.warn_below is not None:
                 _warn_of_distrust(self._trust(asked), self.warn_below)
             return _shown(asked.mask, asked.images)
@@ -302,8 +302,6 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         inputs: Tensor,
         targets: Sequence[int] | Tensor | None = None,
         additional_forward_args: Any = None,
-        *,
-        gradients: bool = False,
     ) -> Tensor:
         """Masks for many classes from one pass: (B, Q, H, W), float32, in [0, 1].
 
@@ -311,12 +309,11 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             inputs: images (B, C, H, W).
             targets: class indices for all images (Q,), or for each (B, Q); None for all K classes.
             additional_forward_args: handed to the model after the images.
-            gradients: as in `attribute`.
         """
         surrogate, images = self._ready(inputs)
         wanted = classes_of_each(targets, len(images), self.classes).to(images.device)
         with torch.no_grad():
-            seen, _ = self._see(surrogate, images, _extra(additional_forward_args), gradients)
+            seen, _ = self._see(surrogate, surrogate.see, images, _extra(additional_forward_args))
             return _shown(_sound(surrogate.explain(images, seen, Query(wanted)), images), images)
 
     @grad_mode_kept
@@ -325,7 +322,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         surrogate, images = self._ready(inputs)
         extra = _extra(additional_forward_args)
         with torch.no_grad():
-            seen, answer = self._see(surrogate, images, extra)
+            seen, answer = self._see(surrogate, surrogate.student, images, extra)
             return _compared(self._answer(answer, images, extra), seen)
 
     @grad_mode_kept
@@ -335,8 +332,6 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         target: ClassesLike = None,
         versus: ClassesLike = None,
         additional_forward_args: Any = None,
-        *,
-        gradients: bool = False,
     ) -> Trust:
         """How far the map of each image can be trusted; asks the model about each image and two masked versions of it.
 
@@ -345,10 +340,9 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             target: as in `attribute`.
             versus: as in `saliency`.
             additional_forward_args: handed to the model after the images.
-            gradients: as in `attribute`.
         """
         with torch.no_grad():
-            return self._trust(self._asked(inputs, target, versus, additional_forward_args, gradients))
+            return self._trust(self._asked(inputs, target, versus, additional_forward_args))
 
     @grad_mode_kept
     def refine(
@@ -358,7 +352,6 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         versus: ClassesLike = None,
         additional_forward_args: Any = None,
         *,
-        gradients: bool = False,
         steps: int = 20,
     ) -> Tensor:
         """The saliency mask (B, 1, H, W) after some steps of optimisation on these very images: slower, for images that need it.
@@ -371,7 +364,6 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             target: as in `attribute`.
             versus: as in `saliency`.
             additional_forward_args: handed to the model after the images.
-            gradients: as in `attribute`, of the map that is begun with.
             steps: how many; 0 gives the map of `saliency`.
         """
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
@@ -379,7 +371,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         fitted = self._ensured()
         with left_as_found(self.forward_func):
             with torch.no_grad():
-                asked = self._asked(inputs, target, versus, additional_forward_args, gradients)
+                asked = self._asked(inputs, target, versus, additional_forward_args)
             mask = refined(
                 asked.mask, asked.images, asked.query, self._judge(asked.extra, times=2), fitted.pixels, steps
             )
@@ -398,7 +390,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         extra = _extra(additional_forward_args)
         wanted = class_of_each(target, len(images), self.classes)
         with torch.no_grad():
-            seen, answer = self._see(surrogate, images, extra)
+            seen, answer = self._see(surrogate, surrogate.student, images, extra)
             probabilities = self._answer(answer, images, extra).float().exp()
             wanted = (probabilities.argmax(dim=1) if wanted is None else wanted).to(images.device)
             evidence, _ = surrogate.student.testimony(seen, wanted[:, None], None)
@@ -503,7 +495,8 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             raise InputError(
                 f"{saved.where} was fitted with a backbone of yours; pass the same network: load(..., backbone=...)"
             )
-        loaded = cls(forward_func, student=plan.student, backbone=backbone or plan.backbone, output=saved.output,
+        loaded = cls(forward_func, student=plan.student, backbone=backbone or plan.backbone,
+                     gradients=plan.gradients, output=saved.output,
                      max_images_per_second=max_images_per_second, warn_below=warn_below)  # fmt: skip
         loaded._target.dtype = saved.dtype
         loaded._target.check_mode()
@@ -541,14 +534,11 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         return fitted.surrogate, images
 
     def _see(
-        self, surrogate: Surrogate, images: Tensor, extra: tuple[Any, ...], gradients: bool = False
+        self, surrogate: Surrogate, see: Callable[..., Any], images: Tensor, extra: tuple[Any, ...]
     ) -> tuple[StudentOutput, Tensor | None]:
-        """What the student sees in images, fit to be explained."""
-        if not isinstance(gradients, bool):
-            raise InputError(f"gradients must be True or False, got {gradients!r}")
-        given = (images, *extra) if surrogate.student.grafted else (images.float(),)
+        """What the student sees in images, by its plain pass or by that which maps are made of."""
         try:
-            seen, answer = surrogate.see(*given, gradients=gradients)
+            seen, answer = see(images, *extra) if surrogate.student.grafted else see(images.float())
         except RuntimeError as error:
             fitted = self.plan.image_shape
             if tuple(images.shape[1:]) == fitted or isinstance(error, (TargetError, NotFittedError)):
@@ -559,15 +549,13 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         _refuse_overflow(images, seen.logits)
         return seen, answer
 
-    def _asked(
-        self, inputs: Tensor, target: ClassesLike, versus: ClassesLike, additional_forward_args: Any, gradients: bool
-    ) -> _Asked:
+    def _asked(self, inputs: Tensor, target: ClassesLike, versus: ClassesLike, additional_forward_args: Any) -> _Asked:
         """What is asked about images, what was seen in them, and the mask that answers."""
         surrogate, images = self._ready(inputs)
         count, extra = len(images), _extra(additional_forward_args)
         wanted = class_of_each(target, count, self.classes, "target")
         rivals = class_of_each(versus, count, self.classes, "versus")
-        seen, answer = self._see(surrogate, images, extra, gradients)
+        seen, answer = self._see(surrogate, surrogate.see, images, extra)
         if wanted is None:
             answer = self._answer(answer, images, extra)
             wanted = answer.argmax(dim=1)

@@ -56,7 +56,7 @@ class ExplanationNetwork(nn.Module):
 
     Two decoders run side by side, from the deepest level to the finest. The *scene* decoder sees features and attention
     and runs once an image. The *query* decoder is narrow and runs once a class asked about: it sees the class's evidence,
-    how alike each position is to where that evidence is strongest, and the scene; at the deepest levels, where it is told,
+    how alike each position is to where that evidence is strongest, and the scene; at the deepest levels, if it is to be told,
     also how sensitive the class is to each position. Its last layer is zero at initialisation, so that an unfitted network gives
     the class activation map of the local log-posterior.
 
@@ -64,7 +64,7 @@ class ExplanationNetwork(nn.Module):
         channels: feature channels of each level, finest first.
         sizes: (h, w) of each level; the finer, the narrower the scene decoder.
         groups: into how many parts the likeness of two positions is split.
-        sensitive: how many of the deepest levels' sensitivity to the class it can be told.
+        sensitive: how many of the deepest levels' sensitivity to the class it is told.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class ExplanationNetwork(nn.Module):
         # The prior at first, later what came from the deeper level; the class's evidence; likeness per group.
         below = [QUERY_WIDTH] * (len(widths) - 1) + [1]
         self.query = nn.ModuleList(
-            _Query(channels + (1 + groups if ask else 0) + int(level >= self._told), QUERY_WIDTH, 3, padding=1)
+            nn.Conv2d(channels + (1 + groups if ask else 0) + int(level >= self._told), QUERY_WIDTH, 3, padding=1)
             for level, (channels, ask) in enumerate(zip(below, asks, strict=True))
         )
         self.certainty = nn.Linear(1, QUERY_WIDTH)
@@ -117,7 +117,7 @@ class ExplanationNetwork(nn.Module):
             evidence: class evidence per level, finest first, each (B, Q, h_l, w_l), for Q classes an image.
             posterior: local log-posterior (B, Q, h, w) at the deepest level.
             probability: of the classes (B, Q), in [0, 1].
-            sensitivity: gradient x features of the deepest levels, finest first, each (B, Q, h_l, w_l); empty to be told nothing.
+            sensitivity: gradient x features of the deepest levels, finest first, each (B, Q, h_l, w_l), for a network told of it.
         """
         batch, queries = posterior.shape[:2]
         scenes = self._scenes(levels)
@@ -131,7 +131,7 @@ class ExplanationNetwork(nn.Module):
             if self._asks[level]:
                 likeness = self._likeness(self.key[level](scene), weights, (posterior.shape[-2], posterior.shape[-1]))
                 looks += [standardise(evidence[level]).flatten(0, 1)[:, None], likeness.flatten(0, 1)]
-            if sensitivity and level >= self._told:
+            if level >= self._told:
                 looks.append(standardise(unit(sensitivity[level - self._told])).flatten(0, 1)[:, None])
             context = self.context[level](scene).repeat_interleave(queries, dim=0)
             hidden = self.query[level](torch.cat(looks, dim=1)) + context
@@ -203,14 +203,6 @@ def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(maps.shape[-2:]) == size:
         return maps
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-
-
-class _Query(nn.Conv2d):
-    """A convolution whose last input channels may be left out: what it is not told counts as zero."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        answer: Tensor = self._conv_forward(maps, self.weight[:, : maps.shape[1]], self.bias)
-        return answer
 
 
 def _block(channels: int) -> nn.Sequential:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import replacing, writable
-from .errors import MissingExtraError
+from .errors import InputError, MissingExtraError
 from .fitted import Fitted
 from .surrogate import Query
 from .target import Target, left_as_found
@@ -46,6 +46,10 @@ def export(fitted: Fitted, target: Target, path: str | os.PathLike[str], dynamic
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(f"export needs {' and '.join(missing)}: pip install 'captum-attnkd[onnx]'")
+    if fitted.plan.gradients:
+        raise InputError(
+            "a graph for ONNX has no backward pass, and this surrogate was made with gradients=True; fit one without to export it"
+        )
     place = writable(path)
     device = fitted.surrogate.student.voices.device
     images = torch.zeros(2, *fitted.plan.image_shape, device=device)

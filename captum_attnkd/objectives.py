@@ -130,10 +130,8 @@ class Explanation(nn.Module):
         """Loss, a scalar, for clean images (B, C, H, W)."""
         (surrogate,) = self._surrogate
         images = flipped(images, generator) if self._mirror else images
-        # Half of the steps are without gradients: one network learns both kinds of maps, and each is the better for the other.
-        gradients = bool(torch.rand((), generator=generator) < 0.5)
         with torch.no_grad():
-            seen, answer = surrogate.see(images, gradients=gradients, fast=self._fast)
+            seen, answer = surrogate.see(images, fast=self._fast)
         query = draw_query(seen.logits.log_softmax(1) if answer is None else answer, self._contrastive, generator)
         mask = surrogate.explain(images, seen, query)
         del seen  # and with it the recorded pass, before the judge needs as much memory again

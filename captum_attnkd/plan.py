@@ -36,6 +36,7 @@ class Plan:
         exact: whether they give the target's own output.
         rectify: whether the features pass a ReLU before them.
         backbone: a torchvision model's name, "custom" for a module the user passed, None for our own small network.
+        gradients: whether maps are made of the levels' sensitivity to the class as well.
     """
 
     student: Literal["grafted", "compact"]
@@ -46,6 +47,7 @@ class Plan:
     exact: bool = False
     rectify: bool = False
     backbone: str | None = None
+    gradients: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -76,9 +78,13 @@ class Plan:
         backbone = data["backbone"]
         if backbone is not None and not isinstance(backbone, str):
             raise TypeError("backbone must be a name")
+        gradients = data.get("gradients", False)  # files of 0.1 do not know of it
+        if type(gradients) is not bool:
+            raise TypeError("gradients must be true or false")
         return cls(
             data["student"], (channels, height, width), int(data["classes"]), levels,
             tuple(str(name) for name in data["classifier"]), bool(data["exact"]), bool(data["rectify"]), backbone,
+            gradients,
         )  # fmt: skip
 
     def build(self, target: Target, backbone: nn.Module | None = None) -> Surrogate:
@@ -109,7 +115,7 @@ class Plan:
             trunk, channels = own, own.widths[-4:]
             sizes = own.sizes(self.image_shape[1:])
         student = Student(trunk, channels, self.classes, classifier)
-        return Surrogate(student, sizes, self.image_shape)
+        return Surrogate(student, sizes, self.image_shape, gradients=self.gradients)
 
     def _classifier(self, module: nn.Module) -> LocalClassifier | None:
         if not self.classifier:
@@ -129,6 +135,7 @@ def make_plan(
     levels: Sequence[str] | None = None,
     backbone: str | nn.Module | None = None,
     differentiable: bool = True,
+    gradients: bool = False,
 ) -> Plan:
     """Decide how a target's surrogate is made.
 
@@ -140,6 +147,7 @@ def make_plan(
         levels: names of the target's modules to tap.
         backbone: network for a compact student.
         differentiable: whether gradients flow through the target.
+        gradients: whether maps are made of the levels' sensitivity to the class as well; a compact student has its own.
     """
     shape = (images.shape[1], images.shape[2], images.shape[3])
     if math.prod(shape) > MOST_VALUES:
@@ -150,7 +158,7 @@ def make_plan(
         if levels is not None:
             raise InputError("levels=[...] names layers for a grafted student; a compact student has its own")
         if backbone is None:
-            return Plan("compact", shape, classes)
+            return Plan("compact", shape, classes, gradients=gradients)
         module = named_backbone(backbone) if isinstance(backbone, str) else backbone
         was_training = [(part, part.training) for part in module.modules()]
         module.eval()
@@ -165,6 +173,7 @@ def make_plan(
             classes,
             tuple(found),
             backbone=backbone if isinstance(backbone, str) else "custom",
+            gradients=gradients,
         )
     if backbone is not None:
         raise InputError("backbone=... is for a compact student; a grafted one uses the target's own layers")
@@ -182,7 +191,7 @@ def make_plan(
     return Plan(
         "grafted", shape, classes, tuple(found),
         tuple(names[id(layer)] for layer in classifier.layers) if classifier else (),
-        classifier.exact if classifier else False, classifier.rectify if classifier else False,
+        classifier.exact if classifier else False, classifier.rectify if classifier else False, gradients=gradients,
     )  # fmt: skip
 
 

@@ -22,8 +22,6 @@ class FitReport:
         divergence: mean KL(target || student) on clean images, in nats.
         kept: mean probability of the predicted class when the most salient half of the pixels is kept.
         deleted: the same when that half is hidden.
-        kept_gradients: as `kept`, with maps made of gradients as well (`gradients=True`).
-        deleted_gradients: as `deleted`, likewise.
         kept_unfitted: as `kept`, for the class activation map the fit began with.
         deleted_unfitted: as `deleted`, likewise.
         distil_steps: of the first stage, the early stop counted in.
@@ -44,8 +42,6 @@ class FitReport:
     divergence: float
     kept: float
     deleted: float
-    kept_gradients: float
-    deleted_gradients: float
     kept_unfitted: float
     deleted_unfitted: float
     distil_steps: int
@@ -78,8 +74,11 @@ class FitReport:
             ("agreement with the target, clean", f"{self.agreement:.1%}"),
             ("agreement with the target, masked", f"{self.agreement_masked:.1%}"),
             ("KL(target || student), nats", f"{self.divergence:.4f}"),
-            ("p(class), salient half kept", _beside(self.kept, self.kept_gradients, self.kept_unfitted)),
-            ("p(class), salient half hidden", _beside(self.deleted, self.deleted_gradients, self.deleted_unfitted)),
+            ("p(class), salient half kept", f"{self.kept:.3f}   (before fitting {self.kept_unfitted:.3f})"),
+            (
+                "p(class), salient half hidden",
+                f"{self.deleted:.3f}   (before fitting {self.deleted_unfitted:.3f})",
+            ),
             ("steps, distil + explain", f"{self.distil_steps} + {self.explain_steps}"),
             ("seconds", f"{self.seconds:.1f}"),
             ("images sent to the target", f"{self.target_queries:,}"),
@@ -87,7 +86,3 @@ class FitReport:
         ]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-
-
-def _beside(plain: float, gradients: float, unfitted: float) -> str:
-    return f"{plain:.3f}   (with gradients {gradients:.3f}, before fitting {unfitted:.3f})"

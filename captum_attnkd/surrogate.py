@@ -13,8 +13,7 @@ from .explanation import ExplanationNetwork, FusedLevel, Mask, standardise
 from .sensitivity import sensitivity
 from .student import Context, Student, StudentOutput
 
-# Deepest levels whose sensitivity to a class can be told: finer ones cost the most to go back to, and tell little more.
-SENSITIVE = 3
+SENSITIVE = 3  # deepest levels whose sensitivity to a class is told, if any is
 
 
 class Query(NamedTuple):
@@ -61,6 +60,8 @@ class Surrogate(nn.Module):
         image_shape: (C, H, W); images of at most `longest_side` pixels a side are a level themselves.
         longest_side: levels with a longer side are left out of the maps' fusion; they cost more than they tell. The
             finest level kept is the maps' resolution.
+        gradients: whether the explanation network sees the sensitivity to the class of the three deepest levels as well, at the
+            price of a backward pass to them a class.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Surrogate(nn.Module):
         sizes: Sequence[tuple[int, int]],
         image_shape: tuple[int, int, int],
         longest_side: int = 80,
+        gradients: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
@@ -78,23 +80,18 @@ class Surrogate(nn.Module):
         channels, kept = list(student.channels[self.first :]), list(sizes[self.first :])
         if self.with_pixels:
             channels, kept = [image_shape[0], *channels], [(image_shape[1], image_shape[2]), *kept]
-        self.sensitive = min(SENSITIVE, len(sizes) - self.first)
+        # Finer ones cost the most to go back to, and tell little more.
+        self.sensitive = min(SENSITIVE, len(sizes) - self.first) if gradients else 0
         self.explanation = ExplanationNetwork(channels, kept, sensitive=self.sensitive)
 
-    def see(
-        self, images: Tensor, *extra: Any, gradients: bool = False, fast: Context = nullcontext
-    ) -> tuple[StudentOutput, Tensor | None]:
-        """The student's pass, fit to be explained: recorded where that is to take gradients, and then in full precision."""
-        if gradients:
+    def see(self, images: Tensor, *extra: Any, fast: Context = nullcontext) -> tuple[StudentOutput, Tensor | None]:
+        """The student's pass, fit to be explained: recorded where that takes gradients, and then in full precision."""
+        if self.sensitive:
             return self.student.recorded(len(self.student.channels) - self.sensitive, images, *extra)
         return self.student(images, *extra, fast=fast)  # type: ignore[no-any-return]
 
     def explain(self, images: Tensor, seen: StudentOutput, query: Query) -> Mask:
-        """The mask for the classes asked about, at the maps' resolution, of images that `see` saw.
-
-        Of a pass that was recorded the explanation network is told how sensitive the classes are to the deepest levels, at the
-        price of a backward pass to them a class.
-        """
+        """The mask for the classes asked about, at the maps' resolution, of images that `see` saw."""
         evidence, posterior = self.student.testimony(seen, query.positive, query.negative, self.first)
         probability = query.score(seen.logits.log_softmax(dim=1))
         levels = [FusedLevel(*pair) for pair in zip(seen.scaled, seen.attention, strict=True)][self.first :]
@@ -103,7 +100,10 @@ class Surrogate(nn.Module):
             pixels = standardise(images.float())
             levels.insert(0, FusedLevel(pixels, torch.full_like(pixels[:, :1], 0.5)))
             evidence.insert(0, pixels.new_zeros(images.shape[0], query.positive.shape[1], *images.shape[-2:]))
-        slopes = [] if seen.recorded is None else sensitivity(seen.recorded, query.directions)
+        slopes: list[Tensor] = []
+        if self.sensitive:
+            assert seen.recorded is not None, "images are to be seen by Surrogate.see"
+            slopes = sensitivity(seen.recorded, query.directions)
         mask: Mask = self.explanation(levels, evidence, posterior, probability, slopes)
         return mask
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +20,6 @@ MIRRORED_ALIKE = 0.8
 
 # Kept shares at which maps are tried, an equal step apart on the logarithmic scale: objects are small and large.
 AREAS = (0.03, 0.07, 0.16, 0.37, 0.85)
-
-# With the surrogate's maps, plain or made of gradients as well, or with the map that the explanation network starts from.
-MapKind = Literal["plain", "gradients", "prior"]
 
 
 class Validation:
@@ -80,36 +77,35 @@ class Validation:
                 count += len(images)
         return total / count
 
-    def explanation(self, most: int = 32) -> float:
-        """How much more probable the predicted class is without the salient part than with it alone; the lower the better.
-
-        Mean over both kinds of maps.
-        """
-        sides = [self.kept_and_hidden(AREAS, most, how) for how in ("plain", "gradients")]
-        return sum(hidden - kept for kept, hidden in sides) / len(sides)
+    def explanation(self, most: int = 64) -> float:
+        """How much more probable the predicted class is without the salient part than with it alone; the lower the better."""
+        kept, hidden = self.kept_and_hidden(AREAS, most)
+        return hidden - kept
 
     @torch.no_grad()
     def kept_and_hidden(
-        self, areas: tuple[float, ...] = (0.5,), most: int = 96, how: MapKind = "plain"
+        self, areas: tuple[float, ...] = (0.5,), most: int = 96, prior: bool = False
     ) -> tuple[float, float]:
         """The judge's mean probability of the predicted class with the most salient pixels alone, and without them.
 
         Args:
             areas: shares of the pixels that count as most salient.
             most: images at most.
-            how: by which maps.
+            prior: ask the map that the explanation network starts from.
         """
         self._surrogate.eval()
         sums, count, drawn = [0.0, 0.0], 0, self._draw(78)
         for images in self.batches(most):
-            seen, answer = self._surrogate.see(images, gradients=how == "gradients", fast=self._fast)
+            see = self._surrogate.student if prior else self._surrogate.see  # a prior needs no recorded pass
+            seen, answer = see(images, fast=self._fast)
             query = Query((seen.logits if answer is None else answer).argmax(dim=1, keepdim=True))
-            surrogate = self._surrogate
-            ranked = surrogate.prior(seen, query) if how == "prior" else surrogate.explain(images, seen, query).logits
+            explain = (
+                self._surrogate.prior(seen, query) if prior else self._surrogate.explain(images, seen, query).logits
+            )
             del seen  # a recorded pass is large
             for area in areas:
                 shares = torch.full((len(images),), area, device=images.device)
-                keep = resized(kept_softly(ranked.float(), shares, 0.02), (images.shape[2], images.shape[3]))
+                keep = resized(kept_softly(explain.float(), shares, 0.02), (images.shape[2], images.shape[3]))
                 fills = random_fills(images, self._pixels.mean, self._pixels.deviation, drawn)
                 for place, mask in enumerate((keep, 1 - keep)):
                     with self._fast():
@@ -131,16 +127,13 @@ class Validation:
             agree_masked += int((logits.argmax(1) == wanted.argmax(1)).sum())
             count += len(images)
         kept, hidden = self.kept_and_hidden()
-        kept_by_gradients, hidden_by_gradients = self.kept_and_hidden(how="gradients")
-        kept_before, hidden_before = self.kept_and_hidden(how="prior")
+        kept_before, hidden_before = self.kept_and_hidden(prior=True)
         return {
             "agreement": agree / count,
             "agreement_masked": agree_masked / count,
             "divergence": total / count,
             "kept": kept,
             "deleted": hidden,
-            "kept_gradients": kept_by_gradients,
-            "deleted_gradients": hidden_by_gradients,
             "kept_unfitted": kept_before,
             "deleted_unfitted": hidden_before,
         }

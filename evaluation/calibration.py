@@ -52,11 +52,7 @@ SPOILT: dict[str, Spoil] = {"noise": noisy, "blur": soft, "JPEG, quality 10": jp
 
 
 def trust_table(
-    subject: Subject,
-    images: Tensor,
-    labels: Tensor | None = None,
-    other: Tensor | None = None,
-    gradients: bool = False,
+    subject: Subject, images: Tensor, labels: Tensor | None = None, other: Tensor | None = None
 ) -> pd.DataFrame:
     """One row for each image and what was done to it: its trust, and how faithful its map is by insertion and deletion.
 
@@ -65,13 +61,12 @@ def trust_table(
         images: (N, C, H, W).
         labels: true classes (N,), where they are known.
         other: images of another kind, likewise; None for none.
-        gradients: of maps made with `gradients=True`.
 
     Returns:
         Columns: set, image, right (whether the model names the true class; NA where that is not known), confidence (of the class
         explained), trust, agrees, divergence, kept, deleted, `GAP`, `UNSEEN_GAP`.
     """
-    explain, surrogate = METHODS["ours-gradients" if gradients else "ours"].on(subject), subject.surrogate
+    explain, surrogate = METHODS["ours"].on(subject), subject.surrogate
     assert surrogate is not None  # ours says so first
     sets = {CLEAN: images} | {name: spoil(images, subject.deviation) for name, spoil in SPOILT.items()}
     if other is not None:
@@ -81,8 +76,7 @@ def trust_table(
         answers = subject.ask(some)
         named = answers.argmax(dim=1)
         parts = [
-            surrogate.trust(x, t, gradients=gradients)
-            for x, t in zip(some.split(subject.batch), named.split(subject.batch), strict=True)
+            surrogate.trust(x, t) for x, t in zip(some.split(subject.batch), named.split(subject.batch), strict=True)
         ]
         maps = subject.explained(explain, some, named)
         scores = find_metric("insertion-deletion").of(Case(subject, some, named, maps, explain)).scores

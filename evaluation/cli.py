@@ -95,6 +95,7 @@ def study_command(
         str | None, typer.Option(help="Method that the others are compared with; default: the first.")
     ] = None,
     student: Student = "auto",
+    gradients: Gradients = False,
     weights: Weights = None,
     limit: Limit = None,
     held_out: HeldOut = None,
@@ -144,7 +145,7 @@ def study_command(
         )
         if workers > 1:
             if fit is not None and surrogate is None:  # fitted just now, and once is enough
-                arguments |= {"surrogate": out / SURROGATE, "student": "auto"}
+                arguments |= {"surrogate": out / SURROGATE, "student": "auto", "gradients": False}
             work_ahead(workers, arguments, names_of(methods, chosen), names_of(metrics, measured), out / "cache")
         outcomes = compared.run()
         attribution = prepared.subject.surrogate
@@ -181,6 +182,7 @@ def speed_command(
     repeats: Annotated[int, typer.Option(min=1, help="Taken in turn over all methods.")] = 7,
     classes: Annotated[str, typer.Option(help="Maps of so many classes of each image, by comma.")] = "1",
     student: Student = "auto",
+    gradients: Gradients = False,
     weights: Weights = None,
     limit: Limit = 32,
     held_out: HeldOut = None,
@@ -247,6 +249,7 @@ def sanity_command(
         ),
     ] = "all",
     student: Student = "auto",
+    gradients: Gradients = False,
     weights: Weights = None,
     limit: Limit = 60,
     held_out: HeldOut = None,
@@ -350,7 +353,7 @@ def trust_command(
             strange = load(
                 other, square(found.size, found.mean, found.deviation), limit=len(data), download=download
             ).images
-        table = calibration.trust_table(subject, data.images, data.targets, strange, gradients)
+        table = calibration.trust_table(subject, data.images, data.targets, strange)
         out.mkdir(parents=True, exist_ok=True)
         table.to_csv(out / "trust.csv", index=False)
         with checkpoint.replacing(out / "trust.png") as draft:

@@ -61,7 +61,7 @@ def for_classes(method: Method, count: int) -> Method:
     def build(subject: Subject, **settings: Any) -> Explainer:
         surrogate = subject.surrogate
         if method.build is _ours and isinstance(surrogate, AttentiveKDAttribution):
-            return lambda images, _: surrogate.saliency_all(images, targets=list(range(count)), **settings)
+            return lambda images, _: surrogate.saliency_all(images, targets=list(range(count)))
         explain = method.build(subject, **settings)
         return lambda images, classes: torch.cat(
             [explain(images, torch.full_like(classes, index)) for index in range(count)], dim=1
@@ -100,14 +100,14 @@ def _fitted(subject: Subject) -> AttentiveKDAttribution | ContrastSurrogate:
     return subject.surrogate
 
 
-def _ours(subject: Subject, gradients: bool = False) -> Explainer:
+def _ours(subject: Subject) -> Explainer:
     surrogate = _fitted(subject)
-    return lambda images, classes: surrogate.saliency(images, target=classes, gradients=gradients)
+    return lambda images, classes: surrogate.saliency(images, target=classes)
 
 
 def _refined(subject: Subject, steps: int) -> Explainer:
     surrogate = _fitted(subject)
-    return lambda images, classes: surrogate.refine(images, target=classes, gradients=True, steps=steps)
+    return lambda images, classes: surrogate.refine(images, target=classes, steps=steps)
 
 
 def _mean_of_ours(subject: Subject) -> Explainer:
@@ -138,7 +138,6 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("ours", "ours", _ours, learned=True),
-        Method("ours-gradients", "ours", _ours, {"gradients": True}, learned=True),
         *(
             Method(f"refined-{steps}", "ours", _refined, {"steps": steps}, default=False, learned=True)
             for steps in (5, 10, 20, 40)

@@ -23,7 +23,7 @@ Model = Annotated[
         "--model",
         "-m",
         help="`module:function` that returns the model (or a `Classifier`, which also says how images are brought to it), "
-        "a torchvision name such as `resnet50`, or `digits` or `birds`: small networks of our own on images with exact truth, "
+        "a torchvision name such as `resnet50`, or `digits`, `birds` or `birds-resnet`: small networks on images with exact truth, "
         "trained at the first use.",
     ),
 ]
@@ -61,8 +61,7 @@ Surrogate = Annotated[
 ]
 Student = Annotated[str, typer.Option(help="`auto`, `grafted` or `compact`.")]
 Gradients = Annotated[
-    bool,
-    typer.Option("--gradients", help="Ask ours for maps with gradients=True: more faithful, a backward pass a map."),
+    bool, typer.Option("--gradients", help="Fit ours with gradients=True: more faithful, a backward pass a map.")
 ]
 Weights = Annotated[
     str | None,
@@ -121,7 +120,7 @@ def told() -> Iterator[None]:
 
 
 _PREPARING = (
-    "model", "images", "fit", "surrogate", "student", "weights", "limit", "held_out", "mosaics", "layer", "size",
+    "model", "images", "fit", "surrogate", "student", "gradients", "weights", "limit", "held_out", "mosaics", "layer", "size",
     "mean", "deviation", "batch", "seed", "device", "precision", "download", "out",
 )  # fmt: skip
 

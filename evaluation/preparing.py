@@ -50,6 +50,7 @@ def prepare(
     fit: str | None = None,
     surrogate: Path | None = None,
     student: str = "auto",
+    gradients: bool = False,
     weights: str | None = None,
     limit: int | None = None,
     held_out: int | None = None,
@@ -88,8 +89,9 @@ def prepare(
     """
     if fit == "rest" and held_out is None:
         raise ValueError("--fit rest needs --held-out N: of the images, N are for the study and the rest for the fit")
-    if surrogate is not None and student != "auto":
-        raise ValueError(f"--surrogate {surrogate} is as it was fitted; leave --student out")
+    if surrogate is not None and (student != "auto" or gradients):
+        given = "--gradients" if student == "auto" else "--student"
+        raise ValueError(f"--surrogate {surrogate} is as it was fitted; leave {given} out")
     for source in (images, fit):
         if source is not None and source != "rest":
             kind_of(source)  # a misspelt name is told before a classifier is trained
@@ -115,10 +117,10 @@ def prepare(
     studied = data.images
     if mosaics is not None:
         data = put_together(module, data, mosaics, batch, seed)
-    kind: Any = student
+    how: dict[str, Any] = {"student": student, "gradients": gradients}
     if attribution is not None:
         _warn_of_other_pixels(attribution, studied)
-        kind = attribution.plan.student
+        how = {"student": attribution.plan.student, "gradients": attribution.plan.gradients}
     refit = None
     if fit is not None:
         source, left = (images, held_out or 0) if fit == "rest" else (fit, 0)
@@ -129,15 +131,17 @@ def prepare(
             learned, kept = rest.split(shift=shift)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is nothing to be learned from a random model is the point
-                made = AttentiveKDAttribution(model, student=kind)
+                made = AttentiveKDAttribution(model, **how)
                 return made.fit(learned, val_loader=kept, seed=seed, progress=progress, **(REFIT | steps))
 
     if fit is not None and attribution is None and fitted:
         folder.mkdir(parents=True, exist_ok=True)
         told(f"fitting ours on {images if fit == 'rest' else fit}: minutes")
         # A state for each fit: another one in the same folder does not meet it.
-        of = key(model, weights, images, fit, held_out, student, seed, found.size, found.mean, found.deviation)
-        attribution = AttentiveKDAttribution(given, student=kind).fit(
+        of = key(
+            model, weights, images, fit, held_out, student, gradients, seed, found.size, found.mean, found.deviation
+        )
+        attribution = AttentiveKDAttribution(given, **how).fit(
             rest.batches(), seed=seed, progress=progress, resume_from=folder / f"fit-{of[:8]}.state"
         )
         attribution.save(folder / SURROGATE)

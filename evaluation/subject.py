@@ -183,15 +183,15 @@ class ContrastSurrogate:
         self._inner = surrogate
         self.surrogate = surrogate.surrogate
 
-    def saliency(self, images: Tensor, target: Tensor, **how: Any) -> Tensor:
+    def saliency(self, images: Tensor, target: Tensor) -> Tensor:
         """Masks (B, 1, H, W)."""
         classes = self._inner.classes
-        return self._inner.saliency(images, target=target // classes, versus=target % classes, **how)
+        return self._inner.saliency(images, target=target // classes, versus=target % classes)
 
-    def refine(self, images: Tensor, target: Tensor, **how: Any) -> Tensor:
+    def refine(self, images: Tensor, target: Tensor, *, steps: int) -> Tensor:
         """Likewise, refined on these very images."""
         classes = self._inner.classes
-        return self._inner.refine(images, target=target // classes, versus=target % classes, **how)
+        return self._inner.refine(images, target=target // classes, versus=target % classes, steps=steps)
 
 
 def last_spatial_layer(model: nn.Module, example: Tensor) -> tuple[str, nn.Module] | None:

@@ -21,7 +21,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: more thr
 
 pytest.register_assert_rewrite("toy_task")
 
-from toy_task import ByGradients, TinyNet, loader_of, nothing_changes, random_net, single_squares, trained_net  # noqa: E402
+from toy_task import TinyNet, loader_of, nothing_changes, random_net, single_squares, trained_net  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -121,9 +121,11 @@ def fitted(session_model: TinyNet, loader: list[tuple[Tensor, Tensor]]) -> Atten
 
 
 @pytest.fixture(scope="session")
-def by_gradients(fitted: AttentiveKDAttribution) -> AttentiveKDAttribution:
-    """The same, asked for maps that are made of gradients as well."""
-    return ByGradients.of(fitted)
+def by_gradients(session_model: TinyNet, loader: list[tuple[Tensor, Tensor]]) -> AttentiveKDAttribution:
+    """As `fitted`, with maps that are made of gradients as well."""
+    return AttentiveKDAttribution(session_model, gradients=True).fit(
+        loader, distil_steps=60, explain_steps=100, progress=False
+    )
 
 
 @pytest.fixture(scope="session")

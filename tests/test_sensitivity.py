@@ -12,12 +12,12 @@ import torch
 from test_attribution import class_activation_maps, deletion
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer
-from toy_task import TinyNet, fit_quickly, raising, random_net, rank_correlation, single_squares
+from toy_task import TinyNet, fit_quickly, loader_of, random_net, rank_correlation, single_squares
 
 from captum_attnkd import AttentiveKDAttribution, InputError
 from captum_attnkd.levels import Tapped, find_levels
 from captum_attnkd.objectives import Explanation, Pixels
-from captum_attnkd.plan import make_plan
+from captum_attnkd.plan import Plan, make_plan
 from captum_attnkd.sensitivity import Recorded, sensitivity
 from captum_attnkd.surrogate import Query, Surrogate
 from captum_attnkd.target import Target
@@ -27,11 +27,11 @@ def surrogate_of(model: nn.Module, images: Tensor, classes: int, **how: object) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         target = Target(model)
-        return make_plan(target, images[:2], classes, **how).build(target).eval()  # type: ignore[arg-type]
+        return make_plan(target, images[:2], classes, gradients=True, **how).build(target).eval()  # type: ignore[arg-type]
 
 
 def maps_of(surrogate: Surrogate, images: Tensor, query: Query) -> list[Tensor]:
-    seen, _ = surrogate.see(images, gradients=True)
+    seen, _ = surrogate.see(images)
     assert seen.recorded is not None
     return sensitivity(seen.recorded, query.directions)
 
@@ -133,7 +133,7 @@ def test_only_the_three_deepest_levels_are_recorded_and_gone_back_to() -> None:
     images = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
     surrogate = surrogate_of(net, images, 4)
     assert [head.attention.view.in_channels for head in surrogate.student.heads] == [6] * 4  # type: ignore[union-attr]
-    seen, _ = surrogate.see(images, gradients=True)
+    seen, _ = surrogate.see(images)
     assert seen.recorded is not None
     assert [output.requires_grad for output in seen.recorded.outputs] == [False, True, True, True]
     before = net.stages[0].weight, net.stages[1].weight
@@ -207,7 +207,7 @@ def test_an_unfitted_surrogate_is_the_class_activation_map_still(
 ) -> None:
     images, labels, _ = held_out
     surrogate = surrogate_of(model, images, 4)
-    seen, _ = surrogate.see(images, gradients=True)
+    seen, _ = surrogate.see(images)
     with torch.no_grad():
         maps = surrogate.explain(images, seen, Query(labels[:, None])).saliency((24, 24))
     assert rank_correlation(maps, class_activation_maps(model, images, labels)) > 0.99
@@ -215,7 +215,7 @@ def test_an_unfitted_surrogate_is_the_class_activation_map_still(
 
 def test_what_is_seen_carries_no_gradient_and_equals_the_plain_pass(model: TinyNet, images: Tensor) -> None:
     surrogate = surrogate_of(model, images, 4)
-    seen, answer = surrogate.see(images, gradients=True)
+    seen, answer = surrogate.see(images)
     plain, plain_answer = surrogate.student(images)
     assert answer is not None
     assert plain_answer is not None
@@ -226,17 +226,20 @@ def test_what_is_seen_carries_no_gradient_and_equals_the_plain_pass(model: TinyN
 
 
 def test_the_fitted_maps_delete_no_worse_than_without_gradients_and_change_with_the_sensitivity(
-    model: TinyNet, fitted: AttentiveKDAttribution, monkeypatch: pytest.MonkeyPatch
+    model: TinyNet,
+    fitted: AttentiveKDAttribution,
+    by_gradients: AttentiveKDAttribution,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images, labels, places = single_squares(64, seed=33)
-    maps = fitted.saliency(images, target=labels, gradients=True)
+    maps = by_gradients.saliency(images, target=labels)
     learned = deletion(model, images, labels, maps)
     assert learned < deletion(model, images, labels, fitted.saliency(images, target=labels)) + 0.02
     assert float(places.flatten(1).gather(1, maps.flatten(1).argmax(dim=1, keepdim=True)).mean()) >= 0.95
     monkeypatch.setattr(
         "captum_attnkd.surrogate.sensitivity", lambda *given: [-level for level in sensitivity(*given)]
     )  # the sign turned round
-    turned = fitted.saliency(images, target=labels, gradients=True)
+    turned = by_gradients.saliency(images, target=labels)
     assert rank_correlation(maps, turned) < 0.99
     assert learned < deletion(model, images, labels, turned)
 
@@ -252,11 +255,9 @@ def test_no_recorded_pass_is_kept_while_the_judge_is_asked_nor_afterwards(
         return target.log_probabilities(shown)
 
     pixels = Pixels(images.mean(dim=(0, 2, 3)), images.std(dim=(0, 2, 3)))
-    objective, drawn = Explanation(surrogate_of(model, images, 4), judge, pixels), torch.Generator().manual_seed(0)
-    for _ in range(8):  # half of them, by chance, with gradients
-        objective(images, drawn)
+    Explanation(surrogate_of(model, images, 4), judge, pixels)(images, torch.Generator().manual_seed(0))
     by_gradients.trust(images)
-    assert asked == [0, 0] * 8
+    assert asked == [0, 0]
     assert recorded_passes() == 0
 
 
@@ -265,55 +266,22 @@ def recorded_passes() -> int:
     return sum(type(thing) is Recorded for thing in gc.get_objects())
 
 
-def test_a_saved_surrogate_makes_the_same_maps_of_gradients(
-    model: TinyNet, fitted: AttentiveKDAttribution, images: Tensor, tmp_path: Path
+def test_a_surrogate_of_gradients_is_read_again_as_one(
+    model: TinyNet, by_gradients: AttentiveKDAttribution, images: Tensor, tmp_path: Path
 ) -> None:
-    fitted.save(tmp_path / "saved")
+    by_gradients.save(tmp_path / "saved")
     loaded = AttentiveKDAttribution.load(tmp_path / "saved", model)
-    assert torch.equal(
-        loaded.saliency(images, target=1, gradients=True), fitted.saliency(images, target=1, gradients=True)
-    )
+    assert loaded.plan.gradients
+    assert torch.equal(loaded.saliency(images, target=1), by_gradients.saliency(images, target=1))
+    again = fit_quickly(loaded, loader_of(32, 1))
+    assert again.plan.gradients, "what was loaded is fitted anew as it was"
 
 
-def test_a_fit_learns_half_of_its_steps_with_gradients_and_half_without(
-    model: TinyNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pixels = Pixels(images.mean(dim=(0, 2, 3)), images.std(dim=(0, 2, 3)))
-    surrogate, drawn = surrogate_of(model, images, 4), torch.Generator().manual_seed(0)
-    objective, told = Explanation(surrogate, Target(model).log_probabilities, pixels), []
-    see = surrogate.see
-    monkeypatch.setattr(surrogate, "see", lambda *args, **how: told.append(how["gradients"]) or see(*args, **how))
-    for _ in range(40):
-        objective(images, drawn)
-    assert 10 <= sum(told) <= 30
-
-
-def test_maps_without_gradients_need_no_backward_pass(
-    fitted: AttentiveKDAttribution, images: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = fitted.saliency(images, target=1)
-    assert not torch.equal(plain, fitted.saliency(images, target=1, gradients=True))
-    monkeypatch.setattr(torch.autograd, "grad", raising(AssertionError("gone back")))
-    assert torch.equal(fitted.saliency(images, target=1), plain)
-    with pytest.raises(AssertionError, match="gone back"):
-        fitted.saliency(images, target=1, gradients=True)
-
-
-def test_a_network_that_is_told_nothing_answers_as_one_that_is_told_zeros(model: TinyNet, images: Tensor) -> None:
-    surrogate = surrogate_of(model, images, 4)
-    with torch.no_grad():
-        for layer in surrogate.explanation.modules():
-            if isinstance(layer, nn.Conv2d):
-                layer.weight.normal_(generator=torch.Generator().manual_seed(0), std=0.2)
-        query = Query(torch.ones(len(images), 1, dtype=torch.int64))
-        seen, _ = surrogate.see(images, gradients=True)
-        assert seen.recorded is not None
-        blank = seen.recorded._replace(fold=lambda found: [0 * level for level in seen.recorded.fold(found)])  # type: ignore[union-attr]
-        zeros = surrogate.explain(images, seen._replace(recorded=blank), query).logits
-        nothing = surrogate.explain(images, seen._replace(recorded=None), query).logits
-        told = surrogate.explain(images, seen, query).logits
-    torch.testing.assert_close(zeros, nothing, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(told, nothing, atol=1e-2)
+def test_a_plan_of_an_older_file_is_without_gradients(fitted: AttentiveKDAttribution) -> None:
+    told = {name: value for name, value in fitted.plan.as_dict().items() if name != "gradients"}
+    assert Plan.from_dict(told) == fitted.plan
+    with pytest.raises(TypeError, match="gradients"):
+        Plan.from_dict(told | {"gradients": "yes"})
 
 
 def test_a_compact_student_goes_back_through_itself(loader: list[tuple[Tensor, Tensor]], images: Tensor) -> None:
@@ -323,16 +291,21 @@ def test_a_compact_student_goes_back_through_itself(loader: list[tuple[Tensor, T
         with torch.no_grad():
             return net(shown)
 
-    made = fit_quickly(AttentiveKDAttribution(outputs_only), loader)
-    maps = made.saliency(images, target=2, gradients=True)
+    made = fit_quickly(AttentiveKDAttribution(outputs_only, gradients=True), loader)
+    maps = made.saliency(images, target=2)
     assert made.plan.student == "compact"
     assert bool((maps.flatten(1).std(dim=1) > 0).all())
-    one_by_one = torch.cat([made.saliency(image[None], target=2, gradients=True) for image in images])
+    one_by_one = torch.cat([made.saliency(image[None], target=2) for image in images])
     torch.testing.assert_close(maps, one_by_one, atol=1e-4, rtol=0)
 
 
+def test_it_cannot_be_exported_and_says_why(by_gradients: AttentiveKDAttribution, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="gradients=True"):
+        by_gradients.export(tmp_path / "graph.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("gradients", ["yes", 1, None])
-def test_only_true_and_false_are_taken(fitted: AttentiveKDAttribution, images: Tensor, gradients: object) -> None:
-    for ask in (fitted.attribute, fitted.saliency, fitted.saliency_all, fitted.trust, fitted.refine):
-        with pytest.raises(InputError, match="gradients must be True or False"):
-            ask(images, gradients=gradients)  # type: ignore[operator]
+def test_only_true_and_false_are_taken(model: TinyNet, gradients: object) -> None:
+    with pytest.raises(InputError, match="gradients must be True or False"):
+        AttentiveKDAttribution(model, gradients=gradients)  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -175,31 +174,6 @@ class OneConvolution(nn.Sequential):
         self.eval()
 
 
-class ByGradients(AttentiveKDAttribution):
-    """An attribution that is asked with `gradients=True` throughout."""
-
-    @classmethod
-    def of(cls, fitted: AttentiveKDAttribution) -> ByGradients:
-        """The same surrogate, asked that way."""
-        made = cls(fitted.forward_func)
-        made.__dict__.update(fitted.__dict__)
-        return made
-
-
-def _by_gradients(name: str) -> Callable[..., Any]:
-    original = getattr(AttentiveKDAttribution, name)
-
-    @functools.wraps(original)
-    def asked(self: ByGradients, *args: Any, gradients: bool = True, **named: Any) -> Any:
-        return original(self, *args, gradients=gradients, **named)
-
-    return asked
-
-
-for _name in ("attribute", "saliency", "saliency_all", "trust", "refine"):
-    setattr(ByGradients, _name, _by_gradients(_name))
-
-
 def from_the_call(patch: pytest.MonkeyPatch, moment: tuple[Any, str, int], begin: Callable[[], None]) -> list[int]:
     """Have `begin` called before the nth call of a function (owner, name, n); gives the count of its calls."""
     owner, name, number = moment
@@ -218,7 +192,7 @@ def from_the_call(patch: pytest.MonkeyPatch, moment: tuple[Any, str, int], begin
 def raising(error: BaseException | type[BaseException]) -> Callable[..., Any]:
     """A function that raises it, whatever it is called with."""
 
-    def fail(*_: Any, **__: Any) -> Any:
+    def fail(*_: Any) -> Any:
         raise error
 
     return fail

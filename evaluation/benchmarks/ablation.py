@@ -25,7 +25,6 @@ from captum_attnkd import checkpoint, fitting, objectives, perturbation, plan
 from captum_attnkd.attention import Attended, LevelAttention
 from captum_attnkd.explanation import ExplanationNetwork
 from captum_attnkd.student import Student
-from captum_attnkd.surrogate import Surrogate
 
 from ..measuring import Case, Metric
 from ..methods import METHODS
@@ -100,15 +99,10 @@ def _method(owner: type, name: str, replacement: Callable[..., Any]) -> Off:
     """Replace a method by a function of the original, bound or not, and its arguments."""
     original = getattr(owner, name)
 
-    def replaced(self: Any, *args: Any, **named: Any) -> Any:
-        return replacement(partial(original, self), *args, **named)
+    def replaced(self: Any, *args: Any) -> Any:
+        return replacement(partial(original, self), *args)
 
     return lambda: mock.patch.object(owner, name, replaced)
-
-
-def _always(gradients: bool) -> Off:
-    """With gradients in every step of a fit, or in none, and for the maps it is judged by as well."""
-    return _method(Surrogate, "see", lambda see, *args, **named: see(*args, **(named | {"gradients": gradients})))
 
 
 def _argument(module: Any, name: str, **given: Any) -> Off:
@@ -134,8 +128,6 @@ PARTS: dict[str, Off] = {
     "areas drawn evenly": lambda: mock.patch.object(objectives, "draw_areas", _evenly),
     "no shifts": lambda: mock.patch.object(objectives, "random_shift", lambda shown, _: shown),
     "no questions against a rival": _argument(fitting, "Explanation", contrastive=0.0),
-    "no steps with gradients": _always(False),
-    "no steps without gradients": _always(True),
 }
 _STEPS = {"no distillation": {"distil_steps": 0}, "no explanation network": {"explain_steps": 0}}
 
@@ -149,7 +141,6 @@ def ablate(
     seeds: Sequence[int],
     folder: Path,
     told: Callable[[str], None] = lambda _: None,
-    gradients: bool = False,
     **steps: int,
 ) -> pd.DataFrame:
     """Fit with each part off in turn.
@@ -163,7 +154,6 @@ def ablate(
         seeds: of the fits.
         folder: where scores are kept, so that a study that was stopped goes on.
         told: is handed a line after each fit.
-        gradients: whether maps made with `gradients=True` are judged.
         steps: `distil_steps`, `explain_steps`; defaults as in `AttentiveKDAttribution.fit`.
 
     Returns:
@@ -181,19 +171,10 @@ def ablate(
     tables = []
     for seed in seeds:
         for name in dict.fromkeys([WHOLE, *parts]):
-            of = key(
-                subject.fingerprint,
-                data.images,
-                targets,
-                [metric.name for metric in metrics],
-                name,
-                seed,
-                gradients,
-                steps,
-            )
+            of = key(subject.fingerprint, data.images, targets, [metric.name for metric in metrics], name, seed, steps)
             path = folder / f"ablation-{of}.csv"
             if not path.exists():
-                table = _judged(subject, data, targets, metrics, name, seed, gradients, steps)
+                table = _judged(subject, data, targets, metrics, name, seed, steps)
                 with checkpoint.replacing(path) as draft:
                     table.to_csv(draft, index=False)
                 told(f"seed {seed}, {name}")
@@ -208,13 +189,12 @@ def _judged(
     metrics: Sequence[Metric],
     name: str,
     seed: int,
-    gradients: bool,
     steps: dict[str, int],
 ) -> pd.DataFrame:
     assert subject.refit is not None
     with PARTS[name]():
         fitted = replace(subject, surrogate=subject.refit(subject.model, seed, **(steps | _STEPS.get(name, {}))))
-        explain = METHODS["ours-gradients" if gradients else "ours"].on(fitted)
+        explain = METHODS["ours"].on(fitted)
         maps = fitted.explained(explain, data.images, targets)
     rows = []
     for metric in metrics:
@@ -283,7 +263,7 @@ def main(
         judged = metrics_named(metrics, data)
         targets = subject.ask(data.images).argmax(dim=1) if data.targets is None else data.targets
         table = ablate(
-            subject, data, targets, judged, chosen, range(seeds), out, typer.echo, gradients,
+            subject, data, targets, judged, chosen, range(seeds), out, typer.echo,
             distil_steps=distil_steps, explain_steps=explain_steps,
         )  # fmt: skip
         table.to_csv(out / "ablation.csv", index=False)

@@ -47,7 +47,7 @@ def maps_of(made: Made) -> Callable[[str], Tensor]:
             return Measured({}, {})
 
         ablation._judged(
-            subject, data, targets, [Metric("maps", "faithfulness", noted)], name, 0, False,
+            subject, data, targets, [Metric("maps", "faithfulness", noted)], name, 0,
             {"distil_steps": 4, "explain_steps": 40},
         )  # fmt: skip
         return kept[0]

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from toy_task import (
     SIDE,
-    ByGradients,
     TinyNet,
     changes,
     fit_quickly,
@@ -85,8 +84,7 @@ def made(request: pytest.FixtureRequest) -> tuple[TinyNet, AttentiveKDAttributio
     net = awkward()
     by_gradients = request.param == "gradients"
     student = "grafted" if by_gradients else request.param
-    fitted = fit_quickly(AttentiveKDAttribution(net, student=student), loader_of(40, 1))
-    return net, ByGradients.of(fitted) if by_gradients else fitted
+    return net, fit_quickly(AttentiveKDAttribution(net, student=student, gradients=by_gradients), loader_of(40, 1))
 
 
 @contextlib.contextmanager
@@ -115,6 +113,9 @@ CALLS: dict[str, Callable[[AttentiveKDAttribution, Path], Any]] = {
     "fit": lambda made, path: fit_quickly(AttentiveKDAttribution(made.forward_func), loader_of(40, 1)),
     "fit, compact": lambda made, path: fit_quickly(
         AttentiveKDAttribution(made.forward_func, student="compact"), loader_of(40, 1)
+    ),
+    "fit, by gradients": lambda made, path: fit_quickly(
+        AttentiveKDAttribution(made.forward_func, gradients=True), loader_of(40, 1)
     ),
     "fit, a state": lambda made, path: fit_quickly(
         AttentiveKDAttribution(made.forward_func), loader_of(40, 1), resume_from=path

@@ -45,12 +45,12 @@ def find_classifier(
     """A classifier by name.
 
     Args:
-        name: `module:function`, called without arguments; one of torchvision's models; `digits`, `birds` or `birds-resnet`,
-            trained at the first use, in minutes.
+        name: `module:function`, called without arguments; one of torchvision's models; `digits` or `birds`, trained at
+            the first use, in minutes.
         weights: for torchvision's models: a state dict in a .safetensors file, or the name of torchvision's weights, such
             as DEFAULT, which are fetched if they are not there yet. None leaves them random.
-        kept: folder where ours are kept once trained.
-        shuffled: of ours: train on shuffled labels, so that there is nothing to be learned.
+        kept: folder where `digits` and `birds` are kept once trained.
+        shuffled: of `digits` and `birds`: train on shuffled labels, so that there is nothing to be learned.
 
     Raises:
         ValueError: there is no such model, or what was made is none; or another is to be trained on shuffled labels.
@@ -117,20 +117,12 @@ def _digits() -> _Ours:
     return net, lambda shuffled: train_digit_net(_labelled(scattered_digits(3000, seed=0), shuffled)), about
 
 
-def _birds(name: str, epochs: int) -> Callable[[], _Ours]:
-    def found() -> _Ours:
-        from .datasets import birds as drawn
+def _birds() -> _Ours:
+    from .datasets.birds import SPECIES, BirdNet, birds, train_bird_net
 
-        made: Callable[[], nn.Module] = getattr(drawn, name)
-        net = made().eval().to(memory_format=torch.channels_last)
-        about = Classifier(net, 128, (0.0,) * 3, (1.0,) * 3, tuple(species.name for species in drawn.SPECIES))
-
-        def trained(shuffled: bool) -> nn.Module:
-            return drawn.train_bird_net(_labelled(drawn.birds(3600, seed=0), shuffled), epochs, made=made)
-
-        return net, trained, about
-
-    return found
+    net = BirdNet().eval().to(memory_format=torch.channels_last)
+    about = Classifier(net, 128, (0.0,) * 3, (1.0,) * 3, tuple(species.name for species in SPECIES))
+    return net, lambda shuffled: train_bird_net(_labelled(birds(3600, seed=0), shuffled)), about
 
 
 def _labelled(data: Any, shuffled: bool) -> Any:
@@ -140,7 +132,7 @@ def _labelled(data: Any, shuffled: bool) -> Any:
     return replace(data, labels=data.labels[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))])
 
 
-OURS = {"digits": _digits, "birds": _birds("BirdNet", 20), "birds-resnet": _birds("bird_resnet", 10)}
+OURS = {"digits": _digits, "birds": _birds}
 
 
 def _ours(name: str, kept: Path | None, shuffled: bool) -> Classifier:

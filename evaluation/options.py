@@ -23,7 +23,7 @@ Model = Annotated[
         "--model",
         "-m",
         help="`module:function` that returns the model (or a `Classifier`, which also says how images are brought to it), "
-        "a torchvision name such as `resnet50`, or `digits`, `birds` or `birds-resnet`: small networks on images with exact truth, "
+        "a torchvision name such as `resnet50`, or `digits` or `birds`: small networks of our own on images with exact truth, "
         "trained at the first use.",
     ),
 ]

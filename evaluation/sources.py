@@ -204,12 +204,9 @@ class Rest(Dataset):  # type: ignore[type-arg]
         """Images (B, C, H, W), `shift` added to their pixels, anew in another order each time they are gone through."""
         return Batches(DataLoader(self, batch_size=size, shuffle=True, collate_fn=_stacked), shift)
 
-    def split(self, size: int = 32, shift: float = 0.0, limit: int | None = None) -> tuple[Batches, Batches]:
-        """Batches to learn from, and every tenth image to be held out, by its place: a shift of all pixels changes neither.
-
-        Of the first `limit` images, where that is given.
-        """
-        places = range(len(self))[:limit]
+    def split(self, size: int = 32, shift: float = 0.0) -> tuple[Batches, Batches]:
+        """Batches to learn from, and every tenth image to be held out, by its place: a shift of all pixels changes neither."""
+        places = range(len(self))
         parts = ([p for p in places if p % 10], [p for p in places if p % 10 == 0])
         learned, held_out = (
             DataLoader(Subset(self, part), batch_size=size, shuffle=shuffle, collate_fn=_stacked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -78,7 +79,7 @@ class Augmented:
 
 def curve(
     prepared: Prepared,
-    learned: Rest,
+    learned: Learned,
     counts: Sequence[int],
     folder: Path,
     backbone: str | None = None,
@@ -121,7 +122,7 @@ def curve(
         if path.exists():
             ours = AttentiveKDAttribution.load(path, outputs)
         else:
-            batches, kept = learned.split(limit=count)
+            batches, kept = learned.first(count).split()
             ours = AttentiveKDAttribution(outputs, student="compact", backbone=backbone).fit(
                 Augmented(batches, seed) if kind == "stronger" else batches, val_loader=kept, seed=seed,
                 resume_from=path.with_suffix(".state"), **given,
@@ -130,6 +131,17 @@ def curve(
             told(f"{count} images, {kind}\n{ours.report_}\n")
         rows[count, kind] = _judged(prepared, ours, folder)
     return pd.DataFrame(rows).T.rename_axis(["images", "augmentation"])
+
+
+class Learned(Rest):
+    """Images to learn from, of which the first so many can be had alone."""
+
+    def first(self, count: int) -> Learned:
+        """The same, but so long."""
+        fewer = copy(self)
+        fewer._entries = self._entries[:count]
+        fewer._made = None if self._made is None else self._made[:count]
+        return fewer
 
 
 class OutputsOnly:
@@ -200,7 +212,7 @@ def main(
         single_classes(prepared.data)
         about = prepared.classifier
         transform = square(about.size, about.mean, about.deviation)
-        learned = Rest(images, transform, download, held_out or 0, prepared.data.images)
+        learned = Learned(images, transform, download, held_out or 0, prepared.data.images)
         table = curve(
             prepared, learned, [whole(one, "counts") for one in split(counts)], out, backbone, split(augmentation), seed,
             typer.echo, distil_steps=distil_steps, explain_steps=explain_steps,

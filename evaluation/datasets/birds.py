@@ -8,7 +8,7 @@ answer can lie. Plumage, pose, size and background vary at random and tell nothi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -156,19 +156,11 @@ class BirdNet(nn.Sequential):
         super().__init__(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], len(SPECIES)))
 
 
-def train_bird_net(data: Birds, epochs: int = 20, seed: int = 0, made: Callable[[], nn.Module] = BirdNet) -> nn.Module:
-    """Train a classifier of birds, ours or another of as many classes; returns it in evaluation mode."""
+def train_bird_net(data: Birds, epochs: int = 20, seed: int = 0) -> BirdNet:
+    """Train a classifier of birds; returns it in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return train(made(), data.images, data.labels, epochs, seed, mirror=True)
-
-
-def bird_resnet() -> nn.Module:
-    """A ResNet-18 for birds, untrained: for claims about networks that no setting was chosen on."""
-    from torchvision.models import resnet18
-
-    network: nn.Module = resnet18(num_classes=len(SPECIES))
-    return network
+        return train(BirdNet(), data.images, data.labels, epochs, seed, mirror=True)
 
 
 class _Canvas:

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from captum_attnkd.evaluation.benchmarks import compact
-from captum_attnkd.evaluation.benchmarks.compact import Augmented, OutputsOnly, curve
+from captum_attnkd.evaluation.benchmarks.compact import Augmented, Learned, OutputsOnly, curve
 from captum_attnkd.evaluation.classifiers import Classifier
 from captum_attnkd.evaluation.preparing import Prepared
 from captum_attnkd.evaluation.sources import ImageSet
 from captum_attnkd.evaluation.subject import Subject
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from toy_task import TinyNet, single_squares
 
 from captum_attnkd import AttentiveKDAttribution
 
 
-@dataclass
-class Learned:
-    """Images to learn from, as `Rest` gives them."""
+@pytest.fixture
+def learned_of(tmp_path: Path) -> Callable[[int], Learned]:
+    """So many images in a folder, to learn from."""
 
-    images: Tensor
+    def made(count: int) -> Learned:
+        folder = tmp_path / "learned"
+        folder.mkdir()
+        for place, image in enumerate(single_squares(count, seed=1)[0]):
+            to_pil_image((image * 64 + 128).clamp(0, 255).byte()).save(folder / f"{place:03}.png")
+        return Learned(f"folder:{folder}", lambda image: pil_to_tensor(image).float() / 64 - 2)
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def split(self, limit: int) -> tuple[list[Tensor], list[Tensor]]:
-        places = torch.arange(limit)
-        return list(self.images[:limit][places % 10 > 0].split(16)), list(
-            self.images[:limit][places % 10 == 0].split(16)
-        )
+    return made
 
 
 @pytest.fixture
@@ -45,9 +43,9 @@ def prepared(session_model: TinyNet) -> Prepared:
 
 
 def test_more_steps_agree_more_and_what_is_there_is_not_fitted_again(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, learned_of: Callable[[int], Learned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learned: Any = Learned(single_squares(160, seed=1)[0])
+    learned = learned_of(160)
 
     def run(counts: list[int], **steps: int) -> pd.DataFrame:
         told: list[str] = []
@@ -67,12 +65,12 @@ def test_more_steps_agree_more_and_what_is_there_is_not_fitted_again(
 
 
 def test_a_fit_sees_outputs_alone_and_only_so_many_images(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, learned_of: Callable[[int], Learned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[AttentiveKDAttribution] = []
     save = AttentiveKDAttribution.save
     monkeypatch.setattr(AttentiveKDAttribution, "save", lambda self, path: made.append(self) or save(self, path))
-    learned: Any = Learned(single_squares(60, seed=1)[0])
+    learned = learned_of(60)
     table = curve(prepared, learned, [20, 60], tmp_path, distil_steps=1, explain_steps=1)
     assert table.index.to_list() == [(20, "plain"), (60, "plain"), (20, "stronger"), (60, "stronger")]
     for one, count in zip(made, (20, 60, 20, 60), strict=True):

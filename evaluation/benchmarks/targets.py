@@ -28,7 +28,7 @@ def birds_resnet18() -> Classifier:
     else:
         data = birds(3600, seed=0)
         train(network, data.images, data.labels, epochs=10, mirror=True)
-        KEPT.parent.mkdir(exist_ok=True)
+        KEPT.parent.mkdir(parents=True, exist_ok=True)
         with checkpoint.replacing(KEPT) as draft:
             save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, draft)
     network = network.eval().to(memory_format=torch.channels_last)

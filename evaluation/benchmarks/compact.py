@@ -77,6 +77,17 @@ class Augmented:
             yield torch.where(mixed, share * shown + (1 - share) * shown.flip(0), shown)
 
 
+class Learned(Rest):
+    """Images to learn from, of which the first so many can be had alone."""
+
+    def first(self, count: int) -> Learned:
+        """The same, but so long."""
+        fewer = copy(self)
+        fewer._entries = self._entries[:count]
+        fewer._made = None if self._made is None else self._made[:count]
+        return fewer
+
+
 def curve(
     prepared: Prepared,
     learned: Learned,
@@ -133,17 +144,6 @@ def curve(
     return pd.DataFrame(rows).T.rename_axis(["images", "augmentation"])
 
 
-class Learned(Rest):
-    """Images to learn from, of which the first so many can be had alone."""
-
-    def first(self, count: int) -> Learned:
-        """The same, but so long."""
-        fewer = copy(self)
-        fewer._entries = self._entries[:count]
-        fewer._made = None if self._made is None else self._made[:count]
-        return fewer
-
-
 class OutputsOnly:
     """A model as a function without gradients or layers.
 
@@ -174,7 +174,12 @@ def _judged(prepared: Prepared, ours: AttentiveKDAttribution, folder: Path) -> d
     row = {"agreement": float(agrees.float().mean())}
     for name, column in COLUMNS.items():
         less, low, high = paired_interval(scores[column] - cam[column])
-        row |= {name: float(scores[column].mean()), f"{name}, less Grad-CAM": less, "low": low, "high": high}
+        row |= {
+            name: float(scores[column].mean()),
+            f"{name}, less Grad-CAM": less,
+            f"{name}, low": low,
+            f"{name}, high": high,
+        }
     return row
 
 

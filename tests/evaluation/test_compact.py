@@ -58,7 +58,9 @@ def test_more_steps_agree_more_and_what_is_there_is_not_fitted_again(
 
     one, many = (run([160], distil_steps=steps).loc[(160, "plain")] for steps in (1, 80))
     assert one["agreement"] < 0.8 <= many["agreement"]
-    assert many["low"] <= many["all fills, less Grad-CAM"] <= many["high"]
+    for name in ("all fills", "unseen fills"):
+        assert many[f"{name}, low"] <= many[f"{name}, less Grad-CAM"] <= many[f"{name}, high"]
+    assert many["all fills, low"] != many["unseen fills, low"]
     monkeypatch.setattr(AttentiveKDAttribution, "fit", None)
     again = curve(prepared, learned, [160], tmp_path / "80", kinds=["plain"], distil_steps=80, explain_steps=2)
     pd.testing.assert_series_equal(again.loc[(160, "plain")], many)

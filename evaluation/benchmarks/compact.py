@@ -32,6 +32,7 @@ from ..options import (
     Seed,
     Size,
     Weights,
+    for_prepare,
     single_classes,
     split,
     told,
@@ -210,10 +211,7 @@ def main(
     python -m captum_attnkd.evaluation.benchmarks.compact -m resnet50 --weights DEFAULT -i folder:photos --held-out 120
     """
     with told():
-        prepared = prepare(
-            model, images, folder=out, weights=weights, limit=limit, held_out=held_out, layer=layer, size=size, batch=batch,
-            seed=seed, device=device, download=download,
-        )  # fmt: skip
+        prepared = prepare(**for_prepare(locals()))
         single_classes(prepared.data)
         about = prepared.classifier
         transform = square(about.size, about.mean, about.deviation)

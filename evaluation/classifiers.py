@@ -138,6 +138,12 @@ OURS = {"digits": _digits, "birds": _birds}
 def _ours(name: str, kept: Path | None, shuffled: bool) -> Classifier:
     network, trained, about = OURS[name]()
     path = None if kept is None else kept / f"{name}{'-shuffled' if shuffled else ''}.safetensors"
+    train_once(network, path, lambda: trained(shuffled))
+    return about
+
+
+def train_once(network: nn.Module, path: Path | None, trained: Callable[[], nn.Module]) -> None:
+    """Give a network the weights in a file; where there is none, those of the trained one, and keep them there."""
     design = hashlib.sha256(repr(network).encode()).hexdigest()[:16]
     if path is not None and path.exists():
         try:
@@ -147,10 +153,9 @@ def _ours(name: str, kept: Path | None, shuffled: bool) -> Classifier:
             network.load_state_dict(tensors)
         except RuntimeError as error:
             raise CheckpointError(f"{path} does not fit: {error}") from error
-        return about
-    network.load_state_dict(trained(shuffled).state_dict())
+        return
+    network.load_state_dict(trained().state_dict())
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
         checkpoint.write(path, "classifier", state, {"network": design})
-    return about

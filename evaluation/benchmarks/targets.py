@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models import resnet18
 
-from captum_attnkd import checkpoint
-
-from ..classifiers import Classifier
+from ..classifiers import Classifier, train_once
 from ..datasets.birds import SPECIES, birds
 from ..training import train
 
@@ -23,13 +20,11 @@ def birds_resnet18() -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network: nn.Module = resnet18(num_classes=len(SPECIES))
-    if KEPT.exists():
-        network.load_state_dict(load_file(KEPT))
-    else:
+
+    def trained() -> nn.Module:
         data = birds(3600, seed=0)
-        train(network, data.images, data.labels, epochs=10, mirror=True)
-        KEPT.parent.mkdir(parents=True, exist_ok=True)
-        with checkpoint.replacing(KEPT) as draft:
-            save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, draft)
+        return train(network, data.images, data.labels, epochs=10, mirror=True)
+
+    train_once(network, KEPT, trained)
     network = network.eval().to(memory_format=torch.channels_last)
     return Classifier(network, 128, (0.0,) * 3, (1.0,) * 3, tuple(species.name for species in SPECIES))

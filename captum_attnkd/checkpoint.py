@@ -22,7 +22,7 @@ from .errors import CheckpointError, InputError
 from .plan import Plan
 from .target import Target
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: the explanation network also saw likeness to where the class speaks
 _KEY = "captum_attnkd"
 _DRAFT = ".part"
 
@@ -92,7 +92,7 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], di
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is damaged, foreign, of another kind, or written by a newer version.
+        CheckpointError: it is damaged, foreign, of another kind, or written by another version.
     """
     place = place_of(path)
     if not place.is_file():
@@ -125,6 +125,10 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], di
         raise CheckpointError(
             f"{place} was written by captum_attnkd {about.get('version')} in format {version}; this is {__version__}, which reads "
             f"up to format {FORMAT_VERSION}: upgrade captum_attnkd"
+        )
+    if version < FORMAT_VERSION:
+        raise CheckpointError(
+            f"{place} is of an earlier captum_attnkd, in format {version}, whose networks were others: fit and save anew"
         )
     if found != kind:
         raise CheckpointError(f"{place} holds a {found!r}, not a {kind!r}")

@@ -55,15 +55,13 @@ class ExplanationNetwork(nn.Module):
     """Class-agnostic in its weights: a class enters only as its evidence maps and its probability.
 
     Two decoders run side by side, from the deepest level to the finest. The *scene* decoder sees features and attention
-    and runs once an image. The *query* decoder is narrow and runs once a class asked about: it sees the class's evidence,
-    how alike each position is to where that evidence is strongest, and the scene; at the deepest levels, if it is to be told,
-    also how sensitive the class is to each position. Its last layer is zero at initialisation, so that an unfitted network gives
-    the class activation map of the local log-posterior.
+    and runs once an image. The *query* decoder is narrow and runs once a class asked about: it sees the class's evidence
+    and the scene; at the deepest levels, if it is to be told, also how sensitive the class is to each position. Its last layer
+    is zero at initialisation, so that an unfitted network gives the class activation map of the local log-posterior.
 
     Args:
         channels: feature channels of each level, finest first.
         sizes: (h, w) of each level; the finer, the narrower the scene decoder.
-        groups: into how many parts the likeness of two positions is split.
         sensitive: how many of the deepest levels' sensitivity to the class it is told.
     """
 
@@ -71,12 +69,10 @@ class ExplanationNetwork(nn.Module):
         self,
         channels: Sequence[int],
         sizes: Sequence[tuple[int, int]],
-        groups: int = 8,
         sensitive: int = 0,
     ) -> None:
         super().__init__()
         self._told = len(sizes) - sensitive  # the finest level of those
-        self.groups = groups
         widths = [48 if max(size) <= 16 else 32 if max(size) <= EDGES_ONLY else 16 for size in sizes]
         self.lateral = nn.ModuleList(nn.Conv2d(c + 1, w, 1) for c, w in zip(channels, widths, strict=True))
         self.smooth = nn.ModuleList(_block(w) for w in widths)
@@ -84,14 +80,11 @@ class ExplanationNetwork(nn.Module):
         self.rise = nn.ModuleList(nn.Conv2d(deep, w, 1) for w, deep in pairwise(widths))
         # Where a class is, levels of moderate size say; at the finest, with most of the cost, it only remains where edges run.
         self._asks = asks = [max(size) <= EDGES_ONLY for size in sizes]
-        self.key = nn.ModuleList(
-            nn.Conv2d(w, w, 1) if ask else nn.Identity() for w, ask in zip(widths, asks, strict=True)
-        )
         self.context = nn.ModuleList(nn.Conv2d(w, QUERY_WIDTH, 1) for w in widths)
-        # The prior at first, later what came from the deeper level; the class's evidence; likeness per group.
+        # The prior at first, later what came from the deeper level; the class's evidence; its sensitivity.
         below = [QUERY_WIDTH] * (len(widths) - 1) + [1]
         self.query = nn.ModuleList(
-            nn.Conv2d(channels + (1 + groups if ask else 0) + int(level >= self._told), QUERY_WIDTH, 3, padding=1)
+            nn.Conv2d(channels + int(ask) + int(level >= self._told), QUERY_WIDTH, 3, padding=1)
             for level, (channels, ask) in enumerate(zip(below, asks, strict=True))
         )
         self.certainty = nn.Linear(1, QUERY_WIDTH)
@@ -122,15 +115,13 @@ class ExplanationNetwork(nn.Module):
         batch, queries = posterior.shape[:2]
         scenes = self._scenes(levels)
         prior = standardise(posterior)
-        weights = prior.flatten(2).softmax(dim=2)  # where the class speaks most
         below: Tensor = prior.flatten(0, 1)[:, None]
         for level in reversed(range(len(scenes))):
             scene = scenes[level]
             size = (scene.shape[-2], scene.shape[-1])
             looks = [resized(below, size)]
             if self._asks[level]:
-                likeness = self._likeness(self.key[level](scene), weights, (posterior.shape[-2], posterior.shape[-1]))
-                looks += [standardise(evidence[level]).flatten(0, 1)[:, None], likeness.flatten(0, 1)]
+                looks.append(standardise(evidence[level]).flatten(0, 1)[:, None])
             if level >= self._told:
                 looks.append(standardise(unit(sensitivity[level - self._told])).flatten(0, 1)[:, None])
             context = self.context[level](scene).repeat_interleave(queries, dim=0)
@@ -156,29 +147,10 @@ class ExplanationNetwork(nn.Module):
             scenes.append(self.smooth[level](scene))
         return scenes[::-1]
 
-    def _likeness(self, keys: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
-        """How alike each position is to the places that speak for the class: (B, Q, groups, h, w), in [-1, 1].
-
-        Args:
-            keys: (B, width, h, w) at this level.
-            weights: (B, Q, positions of the deepest level), adding up to one.
-            size: of the deepest level.
-        """
-        batch, width, height, wide = keys.shape
-        parts = _unit(keys.reshape(batch, self.groups, width // self.groups, height * wide))
-        pooled = F.adaptive_avg_pool2d(parts.reshape(keys.shape), size).reshape(*parts.shape[:3], -1)
-        wanted = _unit(pooled @ weights.transpose(1, 2)[:, None])  # B, G, d, Q
-        return (wanted.transpose(2, 3) @ parts).transpose(1, 2).reshape(batch, -1, self.groups, height, wide)
-
 
 def _side_by_side(layer: nn.Conv2d, features: Tensor, last: Tensor) -> Tensor:
     """A 1x1 convolution of features and one channel more, without a copy of both: the finest features are large."""
     return F.conv2d(features, layer.weight[:, :-1], layer.bias) + F.conv2d(last, layer.weight[:, -1:])
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    """Vectors (B, G, d, N) at unit length over d."""
-    return vectors * torch.rsqrt(vectors.square().sum(dim=2, keepdim=True) + 1e-6)
 
 
 def squashed(logits: Tensor) -> Tensor:

@@ -188,7 +188,9 @@ class Fit:
         if self.at.mirror is None:
             self.at.mirror = validation.bears_mirroring()
         if self.at.stage == 0:
-            distillation = Distillation(surrogate.student, ask, pixels, mirror=self.at.mirror, fast=self.fast)
+            distillation = Distillation(
+                surrogate.student, ask, pixels, masked=not self.differentiable, mirror=self.at.mirror, fast=self.fast
+            )
             self._stage(distillation, surrogate.student, lambda: validation.distillation(distillation), "distil")
         surrogate.student.eval()
         if self.at.stage == 1:

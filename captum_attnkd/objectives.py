@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .attention import attended_area
 from .devices import fast_both_ways
 from .explanation import SOFTNESS, Mask, resized
-from .perturbation import blended, flipped, random_fills, random_shift, randomly_masked
+from .perturbation import blended, flipped, random_fills, randomly_masked
 from .student import Context, Student
 from .surrogate import Query, Surrogate
 
@@ -30,7 +30,7 @@ class Pixels:
 
 
 class Distillation(nn.Module):
-    """Stage 1. `T² KL(target(x') || student(x'))` on clean and on masked images, at every level, and a charge for attention.
+    """Stage 1. `T² KL(target(x) || student(x))` at every level, and a charge for attention.
 
     Args:
         student: to be taught.
@@ -40,6 +40,7 @@ class Distillation(nn.Module):
         supervision: weight of each level's own logits.
         attention_charge: weight of the attended area: without it a student grafted on the target is right from the
             start, and its attention learns nothing.
+        masked: whether two images of three have parts replaced: a student that is to judge such images must be right about them.
         mirror: whether images are mirrored at random.
         fast: context for passes in lower precision: those without a gradient, and the trunk's own where it is taught and that pays.
     """
@@ -52,19 +53,22 @@ class Distillation(nn.Module):
         temperature: float = 2.0,
         supervision: float = 0.3,
         attention_charge: float = 0.1,
+        masked: bool = False,
         mirror: bool = False,
         fast: Context = nullcontext,
     ) -> None:
         super().__init__()
-        self._mirror, self._fast = mirror, fast
+        self.masked, self._mirror, self._fast = masked, mirror, fast
         self._fast_trunk = fast if student.grafted else fast_both_ways(fast, student)
         self.student = student
         self._target, self._pixels = target, pixels
         self._temperature, self._supervision, self._charge = temperature, supervision, attention_charge
 
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Loss, a scalar, for clean images (B, C, H, W): each is seen clean and masked in turn."""
+        """Loss, a scalar, for clean images (B, C, H, W)."""
         images = flipped(images, generator) if self._mirror else images
+        if not self.masked:
+            return self.loss(images)
         masked = randomly_masked(images, self._pixels.mean, self._pixels.deviation, generator)
         clean = torch.arange(len(images), device=images.device) % 3 == 0
         return self.loss(torch.where(clean[:, None, None, None], images, masked))
@@ -139,7 +143,6 @@ class Explanation(nn.Module):
         keep = resized(kept_softly(mask.logits, areas), (images.shape[2], images.shape[3]))
         fills = random_fills(images, self._pixels.mean, self._pixels.deviation, generator)
         shown = torch.cat([blended(keep, images, fills), blended(1 - keep, images, fills)])
-        shown = random_shift(shown, generator)
         shown = shown + 0.05 * self._pixels.deviation[:, None, None].to(shown) * torch.randn(
             shown.shape, generator=generator
         ).to(shown)
@@ -148,7 +151,12 @@ class Explanation(nn.Module):
             through(side, lambda leaf: query.score(self._judge(leaf))[:, 0]) for side in shown.chunk(2)
         )
         foretold = foretelling(mask, areas, kept_alone, hidden_alone, query)
-        return (hidden_score - kept_score).mean() + foretold
+        return (conviction(hidden_score) - conviction(kept_score)).mean() + foretold
+
+
+def conviction(score: Tensor) -> Tensor:
+    """Half a probability and half a sixth of its log-odds: where a judge is sure, a probability has no slope to learn from."""
+    return (score + torch.logit(score, 1e-4) / 6) / 2
 
 
 def through(shown: Tensor, score: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

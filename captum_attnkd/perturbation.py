@@ -95,14 +95,6 @@ def random_grid_masks(
     return masks
 
 
-def random_shift(images: Tensor, generator: torch.Generator, share: float = 0.06) -> Tensor:
-    """Shift a batch (B, C, H, W) by up to `share` of its sides, repeating the border."""
-    reach = [max(int(side * share), 0) for side in images.shape[-2:]]
-    down, right = (int(torch.randint(2 * r + 1, (), generator=generator)) for r in reach)
-    padded = F.pad(images, (reach[1], reach[1], reach[0], reach[0]), mode="replicate")
-    return padded[:, :, down : down + images.shape[2], right : right + images.shape[3]]
-
-
 def flipped(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each image left to right with probability one half."""
     chosen = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .explanation import Mask, resized, standardise
-from .objectives import Ask, Pixels, kept_softly, through
-from .perturbation import blended, random_fills, random_shift
+from .objectives import Ask, Pixels, conviction, kept_softly, through
+from .perturbation import blended, random_fills
 from .surrogate import Query
 
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -27,8 +27,8 @@ def refined(
 ) -> Mask:
     """The mask after some steps of stage 2's objective on these very images, each for itself.
 
-    All that keeps the network's mask from fooling the judge is kept here: areas, kinds of fill, shifts and noise are drawn anew at
-    every step. Areas run evenly over the logarithmic scale. All images meet the same draws, and none meets its neighbours. The
+    All that keeps the network's mask from fooling the judge is kept here: areas, kinds of fill and noise are drawn anew at every
+    step. Areas run evenly over the logarithmic scale. All images meet the same draws, and none meets its neighbours. The
     answer is the mean over the second half of the steps (Polyak & Juditsky, 1992): what single draws left averages out. It is
     given only where it does better than the map it began from when both are tried once more (`_worth`); elsewhere that map is.
 
@@ -59,11 +59,11 @@ def refined(
             keep = resized(kept_softly(standardise(begun + correction), images.new_full((len(images),), share)), size)
             shown = []
             for image, part, drawn in zip(torch.split(images, 1), torch.split(keep, 1), draws, strict=True):
-                pair = random_shift(_sides(part, image, pixels, drawn), drawn)
+                pair = _sides(part, image, pixels, drawn)
                 shown.append(pair + noise * torch.randn(pair.shape, generator=drawn).to(pair))
             _, carried = through(torch.cat(shown), lambda leaf: twice.score(judge(leaf))[:, 0])
             kept, hidden = carried.reshape(-1, 2).unbind(dim=1)
-            (correction.grad,) = torch.autograd.grad((hidden - kept).sum(), correction)
+            (correction.grad,) = torch.autograd.grad((conviction(hidden) - conviction(kept)).sum(), correction)
             optimiser.step()
             if step >= steps // 2:
                 late += correction.detach()

@@ -68,11 +68,11 @@ class Validation:
 
     @torch.no_grad()
     def distillation(self, objective: Distillation, most: int = 96) -> float:
-        """Mean distillation loss on clean and masked images; the lower the better."""
+        """Mean distillation loss on whole images, and on masked ones where it is of those too; the lower the better."""
         self._surrogate.eval()
         total, count, drawn = 0.0, 0, self._draw(77)
         for images in self.batches(most):
-            for shown in (images, self._masked(images, drawn)):
+            for shown in (images, self._masked(images, drawn))[: 1 + objective.masked]:
                 total += float(objective.loss(shown)) * len(images)
                 count += len(images)
         return total / count

@@ -71,7 +71,10 @@ Weights = Annotated[
 ]
 Limit = Annotated[
     int | None,
-    typer.Option(min=1, help="Images of the study at most, spread evenly over the source; a fit takes all of its own."),
+    typer.Option(
+        min=1,
+        help="Images of the study at most, spread evenly over the source (or the first held out); a fit takes all of its own.",
+    ),
 ]
 HeldOut = Annotated[
     int | None, typer.Option(min=1, help="Study so many images, by a fixed shuffle; keep the rest for --fit rest.")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_attnkd.explanation import resized, standardise
-from captum_attnkd.objectives import Pixels, kept_softly, through
-from captum_attnkd.perturbation import blended, random_fills, random_shift
+from captum_attnkd.objectives import Pixels, conviction, kept_softly, through
+from captum_attnkd.perturbation import blended, random_fills
 
 from .explainers import Explainer
 from .subject import Contrast
@@ -91,14 +91,13 @@ def optimised_masks(
                 each = list(zip(images.split(1), draws, strict=True))
                 fills = torch.cat([random_fills(image, pixels.mean, pixels.deviation, drawn) for image, drawn in each])
                 shown = torch.stack([blended(keep, images, fills), blended(1 - keep, images, fills)], dim=1)
-                shifted = [random_shift(pair, drawn) for pair, drawn in zip(shown, draws, strict=True)]
-                _, carried = through(torch.cat(shifted), score)
+                _, carried = through(shown.flatten(0, 1), score)
                 kept, hidden = carried.unflatten(0, (-1, 2)).unbind(dim=1)
                 smooth = (logits[..., 1:] - logits[..., :-1]).abs().mean((1, 2, 3)) + (
                     logits[..., 1:, :] - logits[..., :-1, :]
                 ).abs().mean((1, 2, 3))
                 optimiser.zero_grad()
-                (hidden - kept + 0.02 * smooth).sum().backward()
+                (conviction(hidden) - conviction(kept) + 0.02 * smooth).sum().backward()
                 optimiser.step()
         return resized(standardise(logits.detach()), size)
 

@@ -107,7 +107,7 @@ def load(
     Args:
         source: for instance `folder:photos`; a path alone is a folder. Kinds: `KINDS` and `GENERATED`.
         transform: of each image; masks are brought to the size it gives.
-        limit: images at most, spread evenly over the source.
+        limit: images at most, spread evenly over the source, or the first of those held out.
         download: whether torchvision's data sets may be fetched.
         held_out: take only so many, chosen by a fixed shuffle; `Rest` has the others, to be learned from.
 
@@ -122,7 +122,9 @@ def load(
         return GENERATED[kind](where, limit)
     entries = KINDS[kind](where, download)
     if held_out is not None:
-        entries = _shuffled(entries, source, held_out)[-held_out:]
+        entries = _shuffled(entries, source, held_out)[-held_out:][
+            :limit
+        ]  # the first 80 of 200 are apart from the last 120
     images, masks, targets, names, skipped = [], [], [], [], []
     for read in _spread(entries, limit):
         entry = read()

@@ -59,7 +59,7 @@ def test_what_is_written_is_read(path: Path) -> None:
     for name, tensor in tensors.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor), name
-    assert about == ABOUT | {"kind": "surrogate", "format": 1, "version": files.__version__}
+    assert about == ABOUT | {"kind": "surrogate", "format": 2, "version": files.__version__}
 
 
 def test_files_of_this_format_stay_readable(path: Path) -> None:
@@ -69,7 +69,7 @@ def test_files_of_this_format_stay_readable(path: Path) -> None:
         path,
         metadata={
             "captum_attnkd": json.dumps(
-                {"kind": "k", "format": 1, "version": "0.1.0", **ABOUT, "digest": "860580ee9aeb70487c842e0a3fa03f4a"}
+                {"kind": "k", "format": 2, "version": "0.1.0", **ABOUT, "digest": "5e207888996790288598ad1d0f29fe29"}
             )
         },
     )
@@ -102,9 +102,7 @@ def test_two_tensors_swapped_are_damage(path: Path) -> None:
         files.read(path, "surrogate")
 
 
-@pytest.mark.parametrize(
-    "changed", [{"words": "other"}, {"version": "9"}, {"format": 0}, {"more": 1}, {"digest": None}]
-)
+@pytest.mark.parametrize("changed", [{"words": "other"}, {"version": "9"}, {"more": 1}, {"digest": None}])
 def test_metadata_changed_is_damage(path: Path, changed: dict[str, Any]) -> None:
     files.write(path, "surrogate", TENSORS, ABOUT)
     forged(path, **changed)
@@ -116,8 +114,11 @@ def test_kind_and_format_are_checked_before_anything_is_called_damaged(path: Pat
     files.write(path, "surrogate", TENSORS, ABOUT)
     with pytest.raises(CheckpointError, match="holds a 'surrogate', not a 'fit'"):
         files.read(path, "fit")
-    forged(path, format=2, version="5.0")
-    with pytest.raises(CheckpointError, match=r"by captum_attnkd 5\.0 in format 2; this is .* up to format 1: upgrade"):
+    forged(path, format=3, version="5.0")
+    with pytest.raises(CheckpointError, match=r"by captum_attnkd 5\.0 in format 3; this is .* up to format 2: upgrade"):
+        files.read(path, "surrogate")
+    forged(path, format=1, version="0.1.0")
+    with pytest.raises(CheckpointError, match=r"earlier captum_attnkd, in format 1, .*: fit and save anew"):
         files.read(path, "surrogate")
 
 

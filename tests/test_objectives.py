@@ -19,6 +19,7 @@ from captum_attnkd.objectives import (
     Distillation,
     Explanation,
     Pixels,
+    conviction,
     divergence,
     draw_areas,
     draw_query,
@@ -26,7 +27,7 @@ from captum_attnkd.objectives import (
     kept_softly,
     through,
 )
-from captum_attnkd.perturbation import blended, blurred, random_fills, random_grid_masks, random_shift, randomly_masked
+from captum_attnkd.perturbation import blended, blurred, random_fills, random_grid_masks, randomly_masked
 from captum_attnkd.student import ConvTrunk, Student
 from captum_attnkd.surrogate import Query, Surrogate
 
@@ -138,19 +139,27 @@ def test_a_target_that_was_run_for_its_features_is_not_asked_again() -> None:
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_every_third_image_is_shown_whole_and_the_others_in_parts(
+def test_a_student_that_will_judge_sees_every_third_image_whole_and_the_others_in_parts(
     mirror: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[Tensor] = []
     monkeypatch.setattr(Distillation, "loss", lambda self, images: shown.append(images) or torch.zeros(()))
     images = torch.rand(24, 3, 24, 24, generator=drawn())
-    Distillation(small_student(), answer_of, PIXELS, mirror=mirror)(images, drawn(1))
+    Distillation(small_student(), answer_of, PIXELS, masked=True, mirror=mirror)(images, drawn(1))
     (seen,) = shown
     whole = (seen == images).flatten(1).all(dim=1)
     mirrored = (seen == images.flip(3)).flatten(1).all(dim=1)
     assert (whole | mirrored).nonzero().flatten().tolist() == list(range(0, 24, 3))
     assert bool(mirrored.any()) == mirror
     assert bool((whole & ~mirrored).any()), "some as they are"
+
+
+def test_a_student_beside_another_judge_sees_whole_images_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Tensor] = []
+    monkeypatch.setattr(Distillation, "loss", lambda self, images: shown.append(images) or torch.zeros(()))
+    images = torch.rand(6, 3, 24, 24, generator=drawn())
+    Distillation(small_student(), answer_of, PIXELS)(images, drawn(1))
+    assert torch.equal(shown[0], images)
 
 
 def test_attention_begins_flat_and_passes_features_unchanged() -> None:
@@ -333,7 +342,20 @@ def test_the_loss_is_what_the_hidden_side_shows_less_the_kept_and_how_well_that_
     assert 0.05 < float((query.negative >= 0).float().mean()) < 0.45, "a quarter of the questions is against a rival"
     torch.testing.assert_close(kept, query.score(judge.answers[:40])[:, 0])
     torch.testing.assert_close(hidden, query.score(judge.answers[40:])[:, 0])
-    torch.testing.assert_close(loss, (hidden - kept).mean() + 10)
+    torch.testing.assert_close(loss, (conviction(hidden) - conviction(kept)).mean() + 10)
+
+
+def test_conviction_is_half_the_probability_and_half_a_sixth_of_its_log_odds_which_have_a_slope_where_it_has_none() -> (
+    None
+):
+    scores = torch.tensor([0.0, 1e-3, 0.5, 0.9, 1.0], dtype=torch.float64)
+    held = scores.clamp(1e-4, 1 - 1e-4)
+    torch.testing.assert_close(conviction(scores), 0.5 * scores + (held / (1 - held)).log() / 12)
+    logits = torch.tensor([0.0, 6.0, 60.0], dtype=torch.float64, requires_grad=True)
+    (slopes,) = torch.autograd.grad(conviction(logits.sigmoid()).sum(), logits)
+    sure = torch.sigmoid(logits.detach())
+    torch.testing.assert_close(slopes[:2], (0.5 * sure * (1 - sure))[:2] + 1 / 12)
+    assert float(slopes[2]) == pytest.approx(0, abs=1e-9), "beyond 0.9999 nothing is gained"
 
 
 def test_kept_and_hidden_together_are_the_image_and_the_fill_but_for_a_little_noise(
@@ -355,7 +377,6 @@ def test_the_top_share_is_what_the_judge_is_shown(monkeypatch: pytest.MonkeyPatc
     told: list[Any] = []
     monkeypatch.setattr(objectives, "foretelling", lambda *given: told.append(given) or torch.zeros(()))
     monkeypatch.setattr(objectives, "random_fills", lambda images, *_: torch.zeros_like(images))
-    monkeypatch.setattr(objectives, "random_shift", lambda images, _: images)
     judge, still = Judge(), Pixels(torch.zeros(3), torch.zeros(3))
     Explanation(surrogate_of(small_student()), judge, still)(torch.ones(12, 3, 24, 24), drawn(1))
     mask, areas = told[0][0], told[0][1]
@@ -464,18 +485,3 @@ def test_blending_keeps_one_side_and_hides_the_other() -> None:
     keep[..., 0] = 1
     shown = blended(keep, torch.full((1, 3, 2, 2), 5.0), torch.full((1, 3, 2, 2), -1.0))
     assert shown[0, 0].tolist() == [[5, -1], [5, -1]]
-
-
-def test_a_shift_moves_the_whole_batch_by_a_few_pixels() -> None:
-    images = torch.rand(2, 1, 50, 50, generator=drawn())
-    shifts = {tuple(divmod(int(find_shift(images, random_shift(images, drawn(seed)))), 7)) for seed in range(20)}
-    assert len(shifts) > 5
-
-
-def find_shift(images: torch.Tensor, moved: torch.Tensor) -> int:
-    """Which of the 7 x 7 shifts by up to three pixels it was; the middle of the image tells."""
-    for down in range(7):
-        for right in range(7):
-            if torch.equal(moved[:, :, 10:40, 10:40], images[:, :, 7 + down : 37 + down, 7 + right : 37 + right]):
-                return 7 * down + right
-    raise AssertionError("moved by more than three pixels, or otherwise changed")

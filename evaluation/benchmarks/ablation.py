@@ -23,7 +23,6 @@ from torch import Tensor
 
 from captum_attnkd import checkpoint, fitting, objectives, perturbation, plan
 from captum_attnkd.attention import Attended, LevelAttention
-from captum_attnkd.explanation import ExplanationNetwork
 from captum_attnkd.student import Student
 
 from ..measuring import Case, Metric
@@ -77,10 +76,6 @@ def _without_evidence(testimony: Callable[..., Any], *args: Any) -> tuple[list[T
     return [torch.zeros_like(one) for one in evidence], posterior
 
 
-def _without_likeness(likeness: Callable[..., Tensor], *args: Any) -> Tensor:
-    return torch.zeros_like(likeness(*args))
-
-
 def _one_side(through: Callable[..., Any], side: int) -> AbstractContextManager[Any]:
     sides = cycle((0, 1))  # what is kept is judged first, what is hidden second
 
@@ -106,7 +101,8 @@ def _method(owner: type, name: str, replacement: Callable[..., Any]) -> Off:
 
 
 def _argument(module: Any, name: str, **given: Any) -> Off:
-    return lambda: mock.patch.object(module, name, partial(getattr(module, name), **given))
+    made = getattr(module, name)
+    return lambda: mock.patch.object(module, name, lambda *args, **named: made(*args, **named | given))
 
 
 PARTS: dict[str, Off] = {
@@ -116,17 +112,14 @@ PARTS: dict[str, Off] = {
     "deepest level only": _argument(plan, "Surrogate", longest_side=1),
     "no attention": lambda: mock.patch.object(LevelAttention, "forward", _without_attention),
     "no class evidence": _method(Student, "testimony", _without_evidence),
-    "no likeness to where the class speaks": _method(ExplanationNetwork, "_likeness", _without_likeness),
-    "distilled on whole images only": lambda: mock.patch.object(
-        objectives, "randomly_masked", lambda images, *_: images
-    ),
+    "distilled on masked images too": _argument(fitting, "Distillation", masked=True),
     "no supervision of each level": _argument(fitting, "Distillation", supervision=0.0),
     "no charge for attention": _argument(fitting, "Distillation", attention_charge=0.0),
     "keep only": partial(_one_side, objectives.through, 0),
     "delete only": partial(_one_side, objectives.through, 1),
     "one fill": lambda: mock.patch.object(perturbation, "FILLS", ("mean",)),
     "areas drawn evenly": lambda: mock.patch.object(objectives, "draw_areas", _evenly),
-    "no shifts": lambda: mock.patch.object(objectives, "random_shift", lambda shown, _: shown),
+    "probabilities, no log-odds": lambda: mock.patch.object(objectives, "conviction", lambda score: score),
     "no questions against a rival": _argument(fitting, "Explanation", contrastive=0.0),
 }
 _STEPS = {"no distillation": {"distil_steps": 0}, "no explanation network": {"explain_steps": 0}}

@@ -133,6 +133,15 @@ def test_a_limit_is_spread_evenly(tmp_path: Path) -> None:
     assert len(load(str(tmp_path), PLAIN, limit=99)) == 10
 
 
+def test_a_limit_of_what_is_held_out_is_apart_from_a_smaller_set_held_out(tmp_path: Path) -> None:
+    for index in range(10):
+        picture(tmp_path / f"{index}.png")
+    more, less = load(str(tmp_path), PLAIN, held_out=7), load(str(tmp_path), PLAIN, held_out=4)
+    first = load(str(tmp_path), PLAIN, limit=3, held_out=7)
+    assert first.names == more.names[:3]
+    assert sorted(first.names + less.names) == sorted(more.names)
+
+
 def test_what_is_held_out_and_the_rest_are_all_images_once(tmp_path: Path) -> None:
     for index in range(9):
         picture(tmp_path / f"{index}.png", box=(index, 0, index + 4, 30))

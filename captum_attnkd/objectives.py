@@ -155,8 +155,12 @@ class Explanation(nn.Module):
 
 
 def conviction(score: Tensor) -> Tensor:
-    """Half a probability and half a sixth of its log-odds: where a judge is sure, a probability has no slope to learn from."""
-    return (score + torch.logit(score, 1e-4) / 6) / 2
+    """A probability and a little of its log-odds: where a judge is sure, a probability alone has no slope to learn from.
+
+    Of log-odds four times as much, maps are still more faithful, and less apart between classes: what only speaks against the others
+    comes first.
+    """
+    return score + torch.logit(score, 1e-4) / 24
 
 
 def through(shown: Tensor, score: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

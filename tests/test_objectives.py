@@ -345,16 +345,14 @@ def test_the_loss_is_what_the_hidden_side_shows_less_the_kept_and_how_well_that_
     torch.testing.assert_close(loss, (conviction(hidden) - conviction(kept)).mean() + 10)
 
 
-def test_conviction_is_half_the_probability_and_half_a_sixth_of_its_log_odds_which_have_a_slope_where_it_has_none() -> (
-    None
-):
+def test_conviction_is_the_probability_and_some_of_its_log_odds_which_have_a_slope_where_it_has_none() -> None:
     scores = torch.tensor([0.0, 1e-3, 0.5, 0.9, 1.0], dtype=torch.float64)
     held = scores.clamp(1e-4, 1 - 1e-4)
-    torch.testing.assert_close(conviction(scores), 0.5 * scores + (held / (1 - held)).log() / 12)
+    torch.testing.assert_close(conviction(scores), scores + (held / (1 - held)).log() / 24)
     logits = torch.tensor([0.0, 6.0, 60.0], dtype=torch.float64, requires_grad=True)
     (slopes,) = torch.autograd.grad(conviction(logits.sigmoid()).sum(), logits)
     sure = torch.sigmoid(logits.detach())
-    torch.testing.assert_close(slopes[:2], (0.5 * sure * (1 - sure))[:2] + 1 / 12)
+    torch.testing.assert_close(slopes[:2], (sure * (1 - sure))[:2] + 1 / 24)
     assert float(slopes[2]) == pytest.approx(0, abs=1e-9), "beyond 0.9999 nothing is gained"
 
 

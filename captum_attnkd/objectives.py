@@ -157,8 +157,8 @@ class Explanation(nn.Module):
 def conviction(score: Tensor) -> Tensor:
     """A probability and a little of its log-odds: where a judge is sure, a probability alone has no slope to learn from.
 
-    Of log-odds four times as much, maps are still more faithful, and less apart between classes: what only speaks against the others
-    comes first.
+    With four times as much of them maps are more faithful still, but those of two classes less apart: what only speaks against the
+    others comes first.
     """
     return score + torch.logit(score, 1e-4) / 24
 

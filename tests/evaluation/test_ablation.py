@@ -48,7 +48,7 @@ def maps_of(made: Made) -> Callable[[str], Tensor]:
 
         ablation._judged(
             subject, data, targets, [Metric("maps", "faithfulness", noted)], name, 0,
-            {"distil_steps": 4, "explain_steps": 40},
+            {"distil_steps": 12, "explain_steps": 40},
         )  # fmt: skip
         return kept[0]
 

@@ -126,14 +126,14 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], di
             f"{place} was written by captum_attnkd {about.get('version')} in format {version}; this is {__version__}, which reads "
             f"up to format {FORMAT_VERSION}: upgrade captum_attnkd"
         )
-    if version < FORMAT_VERSION:
-        raise CheckpointError(
-            f"{place} is of an earlier captum_attnkd, in format {version}, whose networks were others: fit and save anew"
-        )
     if found != kind:
         raise CheckpointError(f"{place} holds a {found!r}, not a {kind!r}")
     if written != digest:
         raise CheckpointError(f"{place} is damaged: its content is not what was written")
+    if version < FORMAT_VERSION:
+        raise CheckpointError(
+            f"{place} is of an earlier captum_attnkd, in format {version}, whose networks were others: fit and save anew"
+        )
     return tensors, about
 
 

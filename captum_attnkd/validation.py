@@ -72,7 +72,7 @@ class Validation:
         self._surrogate.eval()
         total, count, drawn = 0.0, 0, self._draw(77)
         for images in self.batches(most):
-            for shown in (images, self._masked(images, drawn))[: 1 + objective.masked]:
+            for shown in (images, self._masked(images, drawn)) if objective.masked else (images,):
                 total += float(objective.loss(shown)) * len(images)
                 count += len(images)
         return total / count

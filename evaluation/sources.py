@@ -122,9 +122,8 @@ def load(
         return GENERATED[kind](where, limit)
     entries = KINDS[kind](where, download)
     if held_out is not None:
-        entries = _shuffled(entries, source, held_out)[-held_out:][
-            :limit
-        ]  # the first 80 of 200 are apart from the last 120
+        # Not spread: so the first 80 of 200 held out are apart from all of 120.
+        entries = _shuffled(entries, source, held_out)[-held_out:][:limit]
     images, masks, targets, names, skipped = [], [], [], [], []
     for read in _spread(entries, limit):
         entry = read()

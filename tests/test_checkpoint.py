@@ -102,7 +102,9 @@ def test_two_tensors_swapped_are_damage(path: Path) -> None:
         files.read(path, "surrogate")
 
 
-@pytest.mark.parametrize("changed", [{"words": "other"}, {"version": "9"}, {"more": 1}, {"digest": None}])
+@pytest.mark.parametrize(
+    "changed", [{"words": "other"}, {"version": "9"}, {"format": 0}, {"more": 1}, {"digest": None}]
+)
 def test_metadata_changed_is_damage(path: Path, changed: dict[str, Any]) -> None:
     files.write(path, "surrogate", TENSORS, ABOUT)
     forged(path, **changed)
@@ -117,7 +119,14 @@ def test_kind_and_format_are_checked_before_anything_is_called_damaged(path: Pat
     forged(path, format=3, version="5.0")
     with pytest.raises(CheckpointError, match=r"by captum_attnkd 5\.0 in format 3; this is .* up to format 2: upgrade"):
         files.read(path, "surrogate")
-    forged(path, format=1, version="0.1.0")
+
+
+def test_a_sound_file_of_an_earlier_format_is_refused_and_says_what_to_do(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(files, "FORMAT_VERSION", 1)
+        files.write(path, "surrogate", TENSORS, ABOUT)
     with pytest.raises(CheckpointError, match=r"earlier captum_attnkd, in format 1, .*: fit and save anew"):
         files.read(path, "surrogate")
 

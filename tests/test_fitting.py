@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from toy_task import fit_quickly, loader_of, random_net, single_squares
 
-from captum_attnkd import AttentiveKDAttribution, CheckpointError
+from captum_attnkd import AttentiveKDAttribution, CheckpointError, objectives
 from captum_attnkd.images import Stream, content_hashes, survey
 
 
@@ -67,6 +67,23 @@ def test_images_are_mirrored_only_where_the_model_names_the_same_class(symmetric
 
     assert was_sent(learned), "clean images are sent as they are"
     assert was_sent(learned.flip(3)) == symmetric
+
+
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_images_are_masked_for_a_student_that_will_judge_and_for_no_other(
+    differentiable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def masked(images: Tensor, *_: Any) -> Tensor:
+        made.append(len(images))
+        return images
+
+    monkeypatch.setattr(objectives, "randomly_masked", masked)
+    net = random_net(0)
+    target = net if differentiable else (lambda images: net(images).detach())
+    fit_quickly(AttentiveKDAttribution(target, student="compact"), loader_of(40, 1))
+    assert bool(made) != differentiable
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -209,7 +209,7 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         ):
             target.check_mode()
             found = survey(loader, image_key, val_loader)
-            device = target.device or found.held_out.device
+            device = target.device or found.device
             examples = example_batch(found.held_out.to(device, found.dtype))
             target.dtype = found.dtype
             differentiable = target.examine(examples)

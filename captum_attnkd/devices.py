@@ -31,11 +31,17 @@ def device_of(given: Any) -> torch.device:
 
 
 @contextlib.contextmanager
-def accelerated(target: Target, precision: str, given: Any = None) -> Iterator[Any]:
+def accelerated(target: Target, images: torch.device, precision: str, given: Any = None) -> Iterator[Any]:
     """An Accelerate accelerator on the target's device, in the precision asked for; afterwards none of ours is left.
 
     Accelerate keeps one state a process: left behind, it would bind later fits, and the user's own accelerator, to this
     device and precision.
+
+    Args:
+        target: the model.
+        images: where the loader has them; a function, of which no device is known, is taken to work there.
+        precision: "auto", "fp32" or "bf16".
+        given: the user's accelerator, if there is one.
 
     Raises:
         InputError: an accelerator made elsewhere in this process sits on another device.
@@ -45,25 +51,27 @@ def accelerated(target: Target, precision: str, given: Any = None) -> Iterator[A
 
     if given is not None and not isinstance(given, Accelerator):
         raise InputError(f"accelerator must be an accelerate.Accelerator, got {type(given).__name__}")
-    device = target.device
-    on_cpu = device is None or device.type == "cpu"
+    device = target.device or images
     # Else the user's, which is joined.
     own = given is None and not (AcceleratorState._shared_state or PartialState._shared_state)
     accumulation = None if own else (dict(GradientState().plugin_kwargs), GradientState().sync_gradients)
+    # Accelerate takes the current GPU, which need not be the model's.
+    current = torch.cuda.device(device) if own and device.type == "cuda" else nullcontext()
     try:
-        if given is not None:
-            made = given
-        elif own:
-            mixed = _bf16(torch.device("cpu") if on_cpu else torch.device("cuda"), precision, True)
-            made = Accelerator(cpu=on_cpu, mixed_precision="bf16" if mixed else "no")
-        else:
-            made = Accelerator()
-        if given is None and device is not None and made.device.type != device.type:
-            raise InputError(
-                f"the model is on {device}, but this process's Accelerator is on {made.device}; "
-                "move the model, or pass accelerator=..."
-            )
-        yield made
+        with current:
+            if given is not None:
+                made = given
+            elif own:
+                mixed = _bf16(device, precision, True)
+                made = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if mixed else "no")
+            else:
+                made = Accelerator()
+            if given is None and target.device is not None and made.device.type != device.type:
+                raise InputError(
+                    f"the model is on {device}, but this process's Accelerator is on {made.device}; "
+                    "move the model, or pass accelerator=..."
+                )
+            yield made
     finally:
         if accumulation is None:
             AcceleratorState._reset_state(reset_partial_state=True)

@@ -168,7 +168,7 @@ class Fit:
         Raises:
             CheckpointError: the state file belongs to another fit.
         """
-        with accelerated(self.target, self.settings.precision, self._given) as self.accelerator:
+        with accelerated(self.target, self.found.device, self.settings.precision, self._given) as self.accelerator:
             return self._run()
 
     def _run(self) -> FitReport:

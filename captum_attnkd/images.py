@@ -29,9 +29,10 @@ class Survey:
         count: images for fitting; those held out not counted.
         shape: (C, H, W) of every image.
         dtype: of the images.
+        device: where the loader has them; a model that is only a function is taken to work there.
         mean: per channel (C,), float32.
         deviation: likewise.
-        held_out: images (N, C, H, W) that the fit never learns from.
+        held_out: images (N, C, H, W) that the fit never learns from; on the CPU.
         threshold: images whose content hash is at most this are held out of the loader; -1 where a `val_loader` gave them.
         fingerprint: of all images, whatever their order.
     """
@@ -39,6 +40,7 @@ class Survey:
     count: int
     shape: tuple[int, int, int]
     dtype: torch.dtype
+    device: torch.device
     mean: Tensor
     deviation: Tensor
     held_out: Tensor
@@ -67,11 +69,11 @@ def _survey(loader: Iterable[Any], image_key: Any, val_loader: Iterable[Any] | N
     count, together = 0, 0
     total = squares = torch.zeros(())
     shape: tuple[int, ...] | None = None
-    dtype = torch.float32
+    dtype, device = torch.float32, torch.device("cpu")
     seen: set[int] = set()  # only where others are held out: eight bytes an image are no matter beside an image
     lowest: list[tuple[int, int, Tensor]] = []  # a heap of (-hash, order, image): the images with the smallest hashes
     for images in checked_batches(loader, image_key):
-        shape, dtype = tuple(images.shape[1:]), images.dtype
+        shape, dtype, device = tuple(images.shape[1:]), images.dtype, images.device
         pixels = images.double()
         total = total + pixels.mean(dim=(2, 3)).sum(0)
         squares = squares + pixels.square().mean(dim=(2, 3)).sum(0)
@@ -121,6 +123,7 @@ def _survey(loader: Iterable[Any], image_key: Any, val_loader: Iterable[Any] | N
         left,
         (channels, height, width),
         dtype,
+        device,
         mean.float().cpu(),
         deviation.float().cpu(),
         held_out,

@@ -308,6 +308,7 @@ def test_layers_that_take_float32_alone_are_fitted_to_where_bf16_would_be_chosen
 def test_a_module_under_data_parallel_is_unwrapped_and_grafted(images: Tensor) -> None:
     network = TinyCNN()
     wrapped = nn.DataParallel(network).eval()
+    images = images.to(next(network.parameters()).device)  # where there is a GPU, it has moved the network there
     before = fingerprint(wrapped)
     attribution = quick_fit(wrapped, images)
     assert chosen(attribution) == ("grafted", "target")
@@ -316,7 +317,9 @@ def test_a_module_under_data_parallel_is_unwrapped_and_grafted(images: Tensor) -
 
 
 def test_a_module_under_data_parallel_also_takes_a_compact_student(images: Tensor) -> None:
-    attribution = quick_fit(nn.DataParallel(TinyCNN()).eval(), images, student="compact")
+    wrapped = nn.DataParallel(TinyCNN()).eval()
+    images = images.to(next(wrapped.parameters()).device)
+    attribution = quick_fit(wrapped, images, student="compact")
     assert chosen(attribution) == ("compact", "target")
     assert_maps(attribution, images)
 

@@ -356,6 +356,9 @@ def test_every_kind_of_forward_func_can_be_fitted_and_asked(kind: str, captum_im
         "function": lambda: lambda images: net(images),
         "method": lambda: net.forward,
     }[kind]()
+    captum_images = captum_images.to(
+        next(net.parameters()).device
+    )  # "data parallel" has moved it, where there is a GPU
     attribution = fit_quickly(AttentiveKDAttribution(forward_func), [captum_images])
     assert attribution.report_ is not None
     assert attribution.report_.student == ("grafted" if kind in ("module", "data parallel") else "compact")

@@ -23,7 +23,7 @@ from captum_attnkd.evaluation.sources import ImageSet
 from captum_attnkd.evaluation.store import Store
 from captum_attnkd.evaluation.study import Outcome, Study
 from captum_attnkd.evaluation.subject import Subject
-from captum_attnkd.evaluation.summary import leaders
+from captum_attnkd.evaluation.summary import leaders, scores
 from torch import nn
 
 EVIL = '<script>alert("x")</script>'
@@ -382,6 +382,8 @@ def test_names_that_are_no_text_are_written_all_the_same(made: Made, tmp_path: P
     data = dataclasses.replace(made.study.data, names=("caf\udce9.png", *made.study.data.names[1:]))
     path = write_report(tmp_path, dataclasses.replace(made.study, data=data), made.outcomes, ABOUT)
     assert "caf\\udce9.png" in path.read_text(encoding="utf-8")
+    listed = scores(made.outcomes, data.names)["image"]
+    assert listed.iloc[0].encode() == b"caf\\udce9.png", "text, which is all that a table of pandas takes with pyarrow"
 
 
 def test_an_unknown_reference_is_refused(made: Made, tmp_path: Path) -> None:

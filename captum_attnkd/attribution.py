@@ -559,8 +559,11 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
         if wanted is None:
             answer = self._answer(answer, images, extra)
             wanted = answer.argmax(dim=1)
-        if rivals is not None and bool((rivals.to(wanted.device) == wanted).any()):
-            raise InputError("versus names the class that is explained; a rival must be another class")
+        if rivals is not None and bool((same := rivals.to(wanted.device) == wanted).any()):
+            index = int(same.nonzero()[0])
+            raise InputError(
+                f"versus names the class that is explained, {int(wanted[index])} of image {index}; a rival must be another class"
+            )
         query = Query(
             wanted.to(images.device)[:, None],
             None if rivals is None else rivals.to(images.device)[:, None],

@@ -89,7 +89,7 @@ def _survey(loader: Iterable[Any], image_key: Any, val_loader: Iterable[Any] | N
             elif item[0] > lowest[0][0]:
                 heapq.heapreplace(lowest, (item[0], item[1], image.detach().cpu().clone()))
     if shape is None:
-        raise LoaderError("the loader is empty: it gave no images")
+        raise LoaderError("the loader is empty: it gave no images (a wrong folder? drop_last=True?)")
     if count < 2:
         raise LoaderError(
             "the loader gave a single image; a surrogate needs many, at the least two, and hundreds to be of use"
@@ -104,9 +104,13 @@ def _survey(loader: Iterable[Any], image_key: Any, val_loader: Iterable[Any] | N
         held_out, left = torch.stack(held), count - len(held)
     else:
         batches = [batch.detach().cpu() for batch in checked_batches(val_loader, image_key, "val_loader")]
-        if not batches or tuple(batches[0].shape[1:]) != shape:
+        if not batches:
             raise LoaderError(
-                f"val_loader must give images of the loader's shape {shape}, got {[tuple(b.shape[1:]) for b in batches[:1]]}"
+                "val_loader is empty: it gave no images; leave it out, and a tenth of the loader's are held out"
+            )
+        if tuple(batches[0].shape[1:]) != shape:
+            raise LoaderError(
+                f"val_loader must give images of the loader's shape {shape}, got {tuple(batches[0].shape[1:])}"
             )
         held_out, threshold, left = torch.cat(batches)[:MOST_HELD_OUT], -1, count
         common = len(seen.intersection(content_hashes(held_out)))

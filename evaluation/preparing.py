@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,11 @@ def prepare(
 
     if fit is not None and attribution is None and fitted:
         folder.mkdir(parents=True, exist_ok=True)
-        told(f"fitting ours on {images if fit == 'rest' else fit}: minutes")
+        shape = "x".join(map(str, studied.shape[1:]))
+        told(
+            f"fitting ours on {images if fit == 'rest' else fit}, minutes: {len(rest)} images brought to {shape}, "
+            f"pixels in [0, 1] less {_numbers(found.mean)} and over {_numbers(found.deviation)} (--size, --mean, --deviation)"
+        )
         # A state for each fit: another one in the same folder does not meet it.
         of = key(
             model, weights, images, fit, held_out, student, gradients, seed, found.size, found.mean, found.deviation
@@ -199,8 +203,8 @@ def _warn_of_other_pixels(attribution: AttentiveKDAttribution, images: Tensor) -
         )
 
 
-def _numbers(values: Tensor) -> str:
-    return ", ".join(f"{value:.2f}" for value in values.tolist())
+def _numbers(values: Tensor | Sequence[float]) -> str:
+    return ", ".join(f"{float(value):.3g}" for value in values)
 
 
 def _per_channel(wanted: tuple[float, ...] | None, own: tuple[float, ...]) -> tuple[float, ...]:

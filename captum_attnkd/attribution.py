@@ -215,15 +215,9 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             differentiable = target.examine(examples)
             target.classes = classes = target.raw(examples).shape[1]
             plan = make_plan(
-                target,
-                examples,
-                classes,
-                self._student_kind,
-                self._level_names,
-                self._backbone,
-                differentiable,
+                target, examples, classes, self._student_kind, self._level_names, self._backbone, differentiable,
                 self._gradients,
-            )
+            )  # fmt: skip
             surrogate = plan.build(target, own)
             probe = probe_answer(target, plan, found.mean, found.deviation, device)
             fit = Fit(
@@ -560,14 +554,10 @@ class AttentiveKDAttribution(Attribution):  # type: ignore[misc]  # captum is un
             answer = self._answer(answer, images, extra)
             wanted = answer.argmax(dim=1)
         if rivals is not None and bool((same := rivals.to(wanted.device) == wanted).any()):
-            index = int(same.nonzero()[0])
-            raise InputError(
-                f"versus names the class that is explained, {int(wanted[index])} of image {index}; a rival must be another class"
-            )
-        query = Query(
-            wanted.to(images.device)[:, None],
-            None if rivals is None else rivals.to(images.device)[:, None],
-        )
+            found = int(wanted[same][0])
+            raise InputError(f"versus names the class that is explained, {found}; a rival must be another class")
+        rivals = None if rivals is None else rivals.to(images.device)[:, None]
+        query = Query(wanted.to(images.device)[:, None], rivals)
         mask = _sound(surrogate.explain(images, seen, query), images)
         return _Asked(images, extra, seen._replace(recorded=None), answer, query, mask)  # what was recorded is large
 

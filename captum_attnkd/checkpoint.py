@@ -87,10 +87,6 @@ def _draft_prefix(place: Path) -> str:
     return f".{place.name if len(name) < 240 else hashlib.blake2b(name, digest_size=16).hexdigest()}."
 
 
-def _remedy(kind: str) -> str:
-    return "delete it to begin the fit anew" if kind == "fit" else "copy it again, or make it anew"
-
-
 def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write` wrote.
 
@@ -116,7 +112,9 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], di
         MemoryError,
         OverflowError,
     ) as error:
-        raise CheckpointError(f"{place} is damaged or not a safetensors file: {error}; {_remedy(kind)}") from error
+        raise CheckpointError(
+            f"{place} is damaged or not a safetensors file: {error}; copy it again, or delete it and begin anew"
+        ) from error
     if header is None:
         raise CheckpointError(f"{place} is a safetensors file, but not one of captum_attnkd")
     try:
@@ -133,7 +131,9 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], di
     if found != kind:
         raise CheckpointError(f"{place} holds a {found!r}, not a {kind!r}")
     if written != digest:
-        raise CheckpointError(f"{place} is damaged: its content is not what was written; {_remedy(kind)}")
+        raise CheckpointError(
+            f"{place} is damaged: its content is not what was written; copy it again, or delete it and begin anew"
+        )
     if version < FORMAT_VERSION:
         raise CheckpointError(
             f"{place} is of an earlier captum_attnkd, in format {version}, whose networks were others: fit and save anew"

@@ -37,11 +37,7 @@ def accelerated(target: Target, images: torch.device, precision: str, given: Any
     Accelerate keeps one state a process: left behind, it would bind later fits, and the user's own accelerator, to this
     device and precision.
 
-    Args:
-        target: the model.
-        images: where the loader has them; a function, of which no device is known, is taken to work there.
-        precision: "auto", "fp32" or "bf16".
-        given: the user's accelerator, if there is one.
+    A function, of which no device is known, is taken to work where the loader has the images.
 
     Raises:
         InputError: an accelerator made elsewhere in this process sits on another device.
@@ -55,7 +51,7 @@ def accelerated(target: Target, images: torch.device, precision: str, given: Any
     # Else the user's, which is joined.
     own = given is None and not (AcceleratorState._shared_state or PartialState._shared_state)
     accumulation = None if own else (dict(GradientState().plugin_kwargs), GradientState().sync_gradients)
-    # Accelerate takes the current GPU, which need not be the model's.
+    # Accelerate takes the current one.
     current = torch.cuda.device(device) if own and device.type == "cuda" else nullcontext()
     try:
         with current:

@@ -57,7 +57,7 @@ def export(fitted: Fitted, target: Target, path: str | os.PathLike[str], dynamic
     classes = torch.tensor([-1, 0], device=device)
     batch = {0: torch.export.Dim("batch", min=1, max=4096)}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*axis name")  # images and classes share the batch's
+        warnings.filterwarnings("ignore", message=".*axis name")
         with left_as_found(target.forward_func), torch.no_grad():
             program: Any = torch.onnx.export(
                 Explainer(fitted, target).eval(), (images, classes), dynamo=True, opset_version=OPSET, verbose=False,

@@ -145,13 +145,8 @@ class Fit:
         progress: bool | None = None,
         started: float | None = None,
     ) -> None:
-        self.surrogate, self.target, self.plan, self.found, self.loader = (
-            surrogate,
-            target,
-            plan,
-            found,
-            loader,
-        )
+        self.surrogate, self.target, self.plan = surrogate, target, plan
+        self.found, self.loader = found, loader
         self.differentiable, self.settings, self.image_key = differentiable, settings, image_key
         self.state, self.progress_bar = (None if state is None else Path(state)), progress
         self._given = accelerator

@@ -29,7 +29,7 @@ class Survey:
         count: images for fitting; those held out not counted.
         shape: (C, H, W) of every image.
         dtype: of the images.
-        device: where the loader has them; a model that is only a function is taken to work there.
+        device: where the loader has them.
         mean: per channel (C,), float32.
         deviation: likewise.
         held_out: images (N, C, H, W) that the fit never learns from; on the CPU.
@@ -89,7 +89,7 @@ def _survey(loader: Iterable[Any], image_key: Any, val_loader: Iterable[Any] | N
             elif item[0] > lowest[0][0]:
                 heapq.heapreplace(lowest, (item[0], item[1], image.detach().cpu().clone()))
     if shape is None:
-        raise LoaderError("the loader is empty: it gave no images (a wrong folder? drop_last=True?)")
+        raise LoaderError("the loader is empty: it gave no images")
     if count < 2:
         raise LoaderError(
             "the loader gave a single image; a surrogate needs many, at the least two, and hundreds to be of use"
@@ -105,9 +105,7 @@ def _survey(loader: Iterable[Any], image_key: Any, val_loader: Iterable[Any] | N
     else:
         batches = [batch.detach().cpu() for batch in checked_batches(val_loader, image_key, "val_loader")]
         if not batches:
-            raise LoaderError(
-                "val_loader is empty: it gave no images; leave it out, and a tenth of the loader's are held out"
-            )
+            raise LoaderError("val_loader is empty: it gave no images")
         if tuple(batches[0].shape[1:]) != shape:
             raise LoaderError(
                 f"val_loader must give images of the loader's shape {shape}, got {tuple(batches[0].shape[1:])}"
@@ -256,8 +254,7 @@ class Stream:
     The place in the stream is two numbers; given the same seed, a new stream set to them goes on with the same images.
 
     Args:
-        loader: as given to `survey`.
-        found: what the survey told.
+        loader: as given to `survey`, which told `found`.
         size: images a batch (of this process).
         seed: of this stage; a shuffling loader then repeats its order.
         rank: of this process.
@@ -275,12 +272,8 @@ class Stream:
         world: int = 1,
     ) -> None:
         self._loader, self._found, self._image_key = loader, found, image_key
-        self._size, self._seed, self._rank, self._world = (
-            min(size, max(found.count // world, 1)),
-            seed,
-            rank,
-            world,
-        )
+        self._size, self._seed = min(size, max(found.count // world, 1)), seed
+        self._rank, self._world = rank, world
         self.passes, self.batches = 0, 0
 
     def endless(self) -> Generator[Tensor, None, None]:

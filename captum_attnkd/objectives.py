@@ -102,8 +102,7 @@ class Explanation(nn.Module):
 
     The positions are ranked by the mask logits, an area share is drawn per sample, and the top share is kept softly, so
     that the whole insertion and deletion curves are optimised and no area weight is needed. The judge is frozen and sees
-    only masked images; its gradient with regard to those images is carried over by hand, so that nothing of the judge
-    (its parameters' `.grad` least of all) is touched.
+    only masked images; its gradient with regard to those images is carried over by hand, so that nothing of the judge is touched.
 
     Args:
         surrogate: whose explanation network is taught.

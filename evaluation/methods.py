@@ -215,7 +215,7 @@ def imported(name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{name} cannot be imported from here, or from what is installed: {error}") from error
+        raise ValueError(f"{name} cannot be imported: {error}") from error
 
 
 def code_of(name: str) -> str:

@@ -136,9 +136,8 @@ def prepare(
 
     if fit is not None and attribution is None and fitted:
         folder.mkdir(parents=True, exist_ok=True)
-        shape = "x".join(map(str, studied.shape[1:]))
         told(
-            f"fitting ours on {images if fit == 'rest' else fit}, minutes: {len(rest)} images brought to {shape}, "
+            f"fitting ours, minutes: {len(rest)} images brought to {found.size}x{found.size}, "
             f"pixels in [0, 1] less {_numbers(found.mean)} and over {_numbers(found.deviation)} (--size, --mean, --deviation)"
         )
         # A state for each fit: another one in the same folder does not meet it.

@@ -159,10 +159,8 @@ class Rest(Dataset):  # type: ignore[type-arg]
     A file that cannot be read, and an image that is also in the study, is left out with a warning.
 
     Args:
-        source: as in `load`.
-        transform: likewise.
-        download: likewise.
-        held_out: as in `load`, whose images are left out here; 0 takes all.
+        source: as in `load`, like `transform` and `download`.
+        held_out: likewise; those images are left out here; 0 takes all.
         studied: images of the study (N, C, H, W); the same content is not learned from, whatever the file's name.
     """
 

@@ -18,7 +18,7 @@ ALPHA = 0.05
 
 def scores(outcomes: Mapping[str, Outcome], names: tuple[str, ...]) -> pd.DataFrame:
     """Every score of every image: columns method, metric, column (of the metric), image, score; NaN where there is none."""
-    # A file's name need not be text, and where pyarrow is installed pandas takes nothing else.
+    # A file's name need not be text; with pyarrow pandas takes nothing else.
     names = tuple(name.encode(errors="backslashreplace").decode() for name in names)
     rows = [
         {"method": method, "metric": metric, "column": column, "image": image, "score": value}

@@ -147,7 +147,7 @@ def test_ours_is_fitted_on_the_rest_and_kept(place: Path, short_fits: list[int])
     code, said = run(*STUDY, "--fit", "rest", "--methods", "ours,random", "--metrics", "road")
     assert code == 0, said
     assert short_fits == [18], "24 photographs, 6 of them held out"
-    assert "18 images brought to 3x32x32, pixels in [0, 1] less 0.5, 0.5, 0.5 and over 0.5, 0.5, 0.5" in said
+    assert "18 images brought to 32x32, pixels in [0, 1] less 0.5, 0.5, 0.5 and over 0.5, 0.5, 0.5" in said
     assert (place / "here" / "surrogate.safetensors").exists()
     code, said = run(
         *STUDY, "--surrogate", "here/surrogate.safetensors", "--methods", "ours,random", "--metrics", "road"

@@ -51,7 +51,7 @@ def accelerated(target: Target, images: torch.device, precision: str, given: Any
     # Else the user's, which is joined.
     own = given is None and not (AcceleratorState._shared_state or PartialState._shared_state)
     accumulation = None if own else (dict(GradientState().plugin_kwargs), GradientState().sync_gradients)
-    # Accelerate takes the current GPU.
+    # Accelerate takes the current GPU, the model's or not.
     current = torch.cuda.device(device) if own and device.type == "cuda" else nullcontext()
     try:
         with current:

@@ -56,13 +56,12 @@ def export(fitted: Fitted, target: Target, path: str | os.PathLike[str], dynamic
     images = torch.zeros(2, *fitted.plan.image_shape, device=device)
     classes = torch.tensor([-1, 0], device=device)
     batch = {0: torch.export.Dim("batch", min=1, max=4096)}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*axis name")
-        with left_as_found(target.forward_func), torch.no_grad():
-            program: Any = torch.onnx.export(
-                Explainer(fitted, target).eval(), (images, classes), dynamo=True, opset_version=OPSET, verbose=False,
-                input_names=["images", "target"], output_names=["scores", "saliency"], external_data=False,
-                dynamic_shapes=(batch, batch) if dynamic_batch else None,
-            )  # fmt: skip
-        with replacing(place) as draft:
-            program.save(str(draft))
+    with left_as_found(target.forward_func), torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*axis name")  # images and classes share the batch's
+        program: Any = torch.onnx.export(
+            Explainer(fitted, target).eval(), (images, classes), dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=["images", "target"], output_names=["scores", "saliency"], external_data=False,
+            dynamic_shapes=(batch, batch) if dynamic_batch else None,
+        )  # fmt: skip
+    with replacing(place) as draft:
+        program.save(str(draft))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -202,7 +202,7 @@ def _warn_of_other_pixels(attribution: AttentiveKDAttribution, images: Tensor) -
         )
 
 
-def _numbers(values: Tensor | Sequence[float]) -> str:
+def _numbers(values: Iterable[Any]) -> str:
     return ", ".join(f"{float(value):.3g}" for value in values)
 
 

@@ -9,6 +9,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Pointwise(nn.Conv2d):
+    """A convolution of 1x1, as a matrix product where channels come first: with few outputs a CPU is several times as fast."""
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__(channels, outputs, 1)
+
+    def forward(self, maps: Tensor, beside: Tensor | None = None) -> Tensor:
+        """Mix the channels.
+
+        Args:
+            maps: (B, C, h, w).
+            beside: the last channel (B, 1, h, w), where it comes apart: the finest features are large, and are not copied.
+        """
+        assert self.bias is not None
+        weight, start = self.weight[:, : maps.shape[1]], self.bias[:, None, None]
+        if beside is not None:
+            start = torch.addcmul(start, self.weight[:, -1], beside)
+        if not maps.is_contiguous():
+            return F.conv2d(maps, weight) + start
+        flat = _positions(maps)
+        start = start.expand(maps.shape[0], -1, *maps.shape[2:]).flatten(2)
+        mixed = torch.baddbmm(start, weight.flatten(1).expand(maps.shape[0], -1, -1), flat)
+        return mixed.reshape(maps.shape[0], -1, *maps.shape[2:])
+
+
 class Attended(NamedTuple):
     """Features under both gates, as factors: the product alone costs as much as a layer of a network.
 
@@ -29,11 +54,11 @@ class Attended(NamedTuple):
     def pooled(self) -> Tensor:
         """Its mean over the positions (B, C): the attention-weighted mean of the features."""
         weights = self.places.flatten(1) / self.places[0].numel()
-        return self.gate * torch.bmm(self.features.flatten(2), weights[:, :, None])[:, :, 0]
+        return self.gate * torch.bmm(_positions(self.features), weights[:, :, None])[:, :, 0]
 
     def along(self, rows: Tensor) -> Tensor:
         """Its inner product, at every position, with rows (B, Q, C): (B, Q, h, w)."""
-        inner = torch.bmm(rows * self.gate[:, None], self.features.flatten(2))
+        inner = torch.bmm(rows * self.gate[:, None], _positions(self.features))
         return inner.reshape(*inner.shape[:2], *self.places.shape[2:]) * self.places
 
 
@@ -49,7 +74,7 @@ class LevelAttention(nn.Module):
         super().__init__()
         hidden = max(channels // 16, 8)
         self.channel = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
-        self.view = nn.Conv2d(channels, views, 1)
+        self.view = Pointwise(channels, views)
         self.spatial = nn.Conv2d(views + 2, 1, 7, padding=3)
         for last in (self.channel[-1], self.spatial):
             assert isinstance(last, (nn.Linear, nn.Conv2d))
@@ -73,6 +98,13 @@ class LevelAttention(nn.Module):
         )
         attention = torch.sigmoid(self.spatial(looks))
         return Attended(features, gate, attention / attention.mean(dim=(2, 3), keepdim=True).clamp_min(1e-6)), attention
+
+
+def _positions(maps: Tensor) -> Tensor:
+    """Maps (B, C, h, w) as (B, C, h w), without a copy also where channels lie last."""
+    if maps.is_contiguous():
+        return maps.flatten(2)
+    return maps.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2)
 
 
 def attended_area(attention: Tensor) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .attention import Pointwise
 
 QUERY_WIDTH = 16  # channels of the query decoder
 FIRST_EXTENT = math.log(0.1)  # before fitting, a tenth of the image
@@ -74,13 +76,13 @@ class ExplanationNetwork(nn.Module):
         super().__init__()
         self._told = len(sizes) - sensitive  # the finest level of those
         widths = [48 if max(size) <= 16 else 32 if max(size) <= EDGES_ONLY else 16 for size in sizes]
-        self.lateral = nn.ModuleList(nn.Conv2d(c + 1, w, 1) for c, w in zip(channels, widths, strict=True))
+        self.lateral = nn.ModuleList(Pointwise(c + 1, w) for c, w in zip(channels, widths, strict=True))
         self.smooth = nn.ModuleList(_block(w) for w in widths)
         # From a deeper level to the next finer one, narrowed before it is enlarged.
-        self.rise = nn.ModuleList(nn.Conv2d(deep, w, 1) for w, deep in pairwise(widths))
+        self.rise = nn.ModuleList(Pointwise(deep, w) for w, deep in pairwise(widths))
         # Where a class is, levels of moderate size say; at the finest, with most of the cost, it only remains where edges run.
         self._asks = asks = [max(size) <= EDGES_ONLY for size in sizes]
-        self.context = nn.ModuleList(nn.Conv2d(w, QUERY_WIDTH, 1) for w in widths)
+        self.context = nn.ModuleList(Pointwise(w, QUERY_WIDTH) for w in widths)
         # The prior at first, later what came from the deeper level; the class's evidence; its sensitivity.
         below = [QUERY_WIDTH] * (len(widths) - 1) + [1]
         self.query = nn.ModuleList(
@@ -88,7 +90,7 @@ class ExplanationNetwork(nn.Module):
             for level, (channels, ask) in enumerate(zip(below, asks, strict=True))
         )
         self.certainty = nn.Linear(1, QUERY_WIDTH)
-        self.readout = nn.Conv2d(QUERY_WIDTH, 1, 1)
+        self.readout = Pointwise(QUERY_WIDTH, 1)
         self.extent = nn.Linear(2 * QUERY_WIDTH, 1)
         self.spread = nn.Parameter(torch.tensor(-0.5))
         for last_layer in (self.readout, self.extent):
@@ -141,16 +143,11 @@ class ExplanationNetwork(nn.Module):
         scenes: list[Tensor] = []
         for level in reversed(range(len(levels))):
             features, attention = levels[level]
-            scene = _side_by_side(cast("nn.Conv2d", self.lateral[level]), features, 2 * attention - 1)
+            scene = self.lateral[level](features, 2 * attention - 1)
             if scenes:
                 scene = scene + resized(self.rise[level](scenes[-1]), (scene.shape[-2], scene.shape[-1]))
             scenes.append(self.smooth[level](scene))
         return scenes[::-1]
-
-
-def _side_by_side(layer: nn.Conv2d, features: Tensor, last: Tensor) -> Tensor:
-    """A 1x1 convolution of features and one channel more, without a copy of both: the finest features are large."""
-    return F.conv2d(features, layer.weight[:, :-1], layer.bias) + F.conv2d(last, layer.weight[:, -1:])
 
 
 def squashed(logits: Tensor) -> Tensor:
@@ -166,8 +163,7 @@ def unit(maps: Tensor) -> Tensor:
 
 def standardise(maps: Tensor) -> Tensor:
     """Bring each map (..., h, w) to zero mean and unit deviation; a constant map becomes zero."""
-    centred = maps - maps.mean(dim=(-2, -1), keepdim=True)
-    return centred / (centred.square().mean(dim=(-2, -1), keepdim=True) + 1e-6).sqrt()
+    return F.layer_norm(maps, maps.shape[-2:], eps=1e-6)
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -219,8 +219,7 @@ class LevelHead(nn.Module):
 
     def scale(self, features: Tensor) -> Tensor:
         """Bring features to zero mean and unit deviation per channel."""
-        each = 1 / self.deviation
-        return torch.addcmul((-self.mean * each)[:, None, None], features, each[:, None, None])
+        return F.batch_norm(features, self.mean, self.deviation.square(), eps=0.0)  # the quickest way on a CPU
 
     def classify(self, features: Tensor) -> Tensor:
         """Class scores (..., K) of features (..., C)."""

@@ -100,6 +100,8 @@ def prepare(
             f"--fit {fit} would learn from the images that the study is of; name one of the kinds ...-train"
         )
     found = find_classifier(model, weights, folder)
+    if device is not None and isinstance(found.model, nn.Module):
+        found.model.to(_device(device))  # before the surrogate, which is loaded to where the model is
     attribution = None if surrogate is None else AttentiveKDAttribution.load(surrogate, found.model)
     found = replace(
         found,
@@ -111,7 +113,7 @@ def prepare(
     data = load(images, transform, limit, download, held_out)
     given = found.model
     if isinstance(given, nn.Module):
-        given = given.to(_device(device)).eval() if device is not None else given.eval()
+        given = given.eval()
     module = _asked(given, data, precision)
     chosen = _layer(module, layer, data)
     studied = data.images

@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from captum_attnkd.evaluation.classifiers import Classifier
+from captum_attnkd.evaluation.preparing import prepare
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
 from toy_task import TinyNet, fit_quickly, loader_of, nothing_changes, rank_correlation, single_squares, weights_of
 
 from captum_attnkd import AttentiveKDAttribution, InputError
@@ -155,6 +159,22 @@ def test_batches_in_bf16_give_maps_like_those_in_float32(there: TinyNet, loader:
         for precision in ("fp32", "bf16")
     ]
     assert rank_correlation(maps[0].cpu(), maps[1].cpu()) > 0.6  # two fits of different seeds are no more alike
+
+
+def test_a_study_brings_model_and_surrogate_to_the_gpu(
+    fitted: AttentiveKDAttribution, session_model: TinyNet, images: Tensor, tmp_path: Path
+) -> None:
+    fitted.save(tmp_path / "surrogate.safetensors")
+    for place, image in enumerate(images[:4]):
+        to_pil_image((image / 4 + 0.5).clamp(0, 1)).save(tmp_path / f"{place}.png")
+    found = Classifier(copy.deepcopy(session_model), size=24, mean=(0.5,) * 3, deviation=(0.25,) * 3)
+    with mock.patch("captum_attnkd.evaluation.preparing.find_classifier", return_value=found):
+        subject = prepare(
+            "mine:make", str(tmp_path), folder=tmp_path, surrogate=tmp_path / "surrogate.safetensors", device="cuda"
+        ).subject
+    assert subject.device.type == "cuda"
+    assert subject.surrogate is not None
+    assert subject.surrogate.device.type == "cuda"
 
 
 class Narrow(nn.Module):

@@ -15,6 +15,7 @@ from .attention import Pointwise
 
 QUERY_WIDTH = 16  # channels of the query decoder
 FIRST_EXTENT = math.log(0.1)  # before fitting, a tenth of the image
+TOGETHER = 32  # classes that are decoded at a time: what lies between the layers stays in the cache
 EDGES_ONLY = 56  # longer sides: a level that only sharpens, narrow and without the class's evidence
 SOFTNESS = 0.2  # width of a mask's border, in deviations of its logits; the same when the judge sees it in fitting
 
@@ -114,29 +115,46 @@ class ExplanationNetwork(nn.Module):
             probability: of the classes (B, Q), in [0, 1].
             sensitivity: gradient x features of the deepest levels, finest first, each (B, Q, h_l, w_l), for a network told of it.
         """
+        contexts = [
+            context(scene).contiguous(memory_format=torch.channels_last)
+            for context, scene in zip(self.context, self._scenes(levels), strict=True)
+        ]
+        answers = []
+        for start in range(0, posterior.shape[1], TOGETHER):
+            some = slice(start, start + TOGETHER)
+            told, slopes = [maps[:, some] for maps in evidence], [maps[:, some] for maps in sensitivity]
+            answers.append(self._ask(contexts, told, posterior[:, some], probability[:, some], slopes))
+        logits, extent = (torch.cat(part, dim=1) for part in zip(*answers, strict=True))
+        return Mask(logits, extent, F.softplus(self.spread))
+
+    def _ask(
+        self,
+        contexts: Sequence[Tensor],
+        evidence: Sequence[Tensor],
+        posterior: Tensor,
+        probability: Tensor,
+        sensitivity: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and extent of the masks, as in `Mask`, of some classes, from what queries are told of the scene."""
         batch, queries = posterior.shape[:2]
-        scenes = self._scenes(levels)
         prior = standardise(posterior)
-        below: Tensor = prior.flatten(0, 1)[:, None]
-        for level in reversed(range(len(scenes))):
-            scene = scenes[level]
-            size = (scene.shape[-2], scene.shape[-1])
-            looks = [resized(below, size)]
+        below = _channel(prior)
+        for level, context in reversed(list(enumerate(contexts))):
+            looks = [resized(below, (context.shape[-2], context.shape[-1]))]
             if self._asks[level]:
-                looks.append(standardise(evidence[level]).flatten(0, 1)[:, None])
+                looks.append(_channel(standardise(evidence[level])))
             if level >= self._told:
-                looks.append(standardise(unit(sensitivity[level - self._told])).flatten(0, 1)[:, None])
-            context = self.context[level](scene).repeat_interleave(queries, dim=0)
-            hidden = self.query[level](torch.cat(looks, dim=1)) + context
-            if level == len(scenes) - 1:
-                hidden = hidden + self.certainty(probability.reshape(-1, 1))[:, :, None, None]
-            below = F.relu(hidden)
+                looks.append(_channel(standardise(unit(sensitivity[level - self._told]))))
+            hidden = self.query[level](torch.cat(looks, dim=1)).unflatten(0, (batch, queries)) + context[:, None]
+            if level == len(contexts) - 1:
+                hidden = hidden + self.certainty(probability[:, :, None])[:, :, :, None, None]
+            below = F.relu(hidden.flatten(0, 1))
         refined = self.readout(below).reshape(batch, queries, *below.shape[-2:])
         logits = standardise(resized(prior, (refined.shape[-2], refined.shape[-1])) + refined)
         # Learned from, but not shaping, the decoder: so no weight has to balance it against the maps.
-        summary = torch.cat([below.mean(dim=(2, 3)), below.amax(dim=(2, 3))], dim=1).detach()
-        extent = FIRST_EXTENT + self.extent(summary).reshape(batch, queries)
-        return Mask(logits, extent, F.softplus(self.spread))
+        highest = F.max_pool2d(below, below.shape[-2:]).flatten(1)  # `amax` is slow where channels lie last
+        summary = torch.cat([below.mean(dim=(2, 3)), highest], dim=1).detach()
+        return logits, FIRST_EXTENT + self.extent(summary).reshape(batch, queries)
 
     def _scenes(self, levels: Sequence[FusedLevel]) -> list[Tensor]:
         """Class-agnostic decoder features per level, finest first, each (B, width_l, h_l, w_l)."""
@@ -148,6 +166,11 @@ class ExplanationNetwork(nn.Module):
                 scene = scene + resized(self.rise[level](scenes[-1]), (scene.shape[-2], scene.shape[-1]))
             scenes.append(self.smooth[level](scene))
         return scenes[::-1]
+
+
+def _channel(maps: Tensor) -> Tensor:
+    """Maps (B, Q, h, w) as one channel each (B Q, 1, h, w), laid out channels last: few channels are convolved faster so."""
+    return maps.flatten(0, 1)[..., None].permute(0, 3, 1, 2)
 
 
 def squashed(logits: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_attnkd.explanation import ExplanationNetwork, FusedLevel, Mask, resized, squashed, standardise
+from captum_attnkd.attention import Pointwise
+from captum_attnkd.explanation import TOGETHER, ExplanationNetwork, FusedLevel, Mask, resized, squashed, standardise
 
 CHANNELS, SIZES = (3, 5, 4), ((57, 20), (56, 14), (16, 9))
 
@@ -131,6 +132,30 @@ def test_each_image_and_each_class_is_answered_for_itself() -> None:
             )
             torch.testing.assert_close(alone.logits, whole.logits[one, which], atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(alone.extent, whole.extent[one, which], atol=1e-4, rtol=1e-4)
+
+
+def test_more_classes_than_are_decoded_at_a_time_come_in_their_order() -> None:
+    made, asked = network(), question(queries=TOGETHER + 3)
+    mask = made(**asked)
+    for first in (0, TOGETHER - 1, TOGETHER + 2):
+        alone = {
+            "evidence": [level[:, first : first + 1] for level in asked["evidence"]],
+            "posterior": asked["posterior"][:, first : first + 1],
+            "probability": asked["probability"][:, first : first + 1],
+        }
+        one = made(**asked | alone)
+        torch.testing.assert_close(mask.logits[:, first : first + 1], one.logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(mask.extent[:, first : first + 1], one.extent, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("apart", [False, True], ids=["whole", "its last channel apart"])
+def test_a_pointwise_layer_is_a_convolution_of_1x1(layout: torch.memory_format, apart: bool) -> None:
+    layer, maps = Pointwise(5, 3), torch.randn(2, 5, 6, 4)
+    expected = F.conv2d(maps, layer.weight, layer.bias)
+    laid = (maps[:, :-1] if apart else maps).contiguous(memory_format=layout)
+    found = layer(laid, maps[:, -1:]) if apart else layer(laid)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_answer_is_the_prior_and_what_is_read_out_of_the_decoder() -> None:

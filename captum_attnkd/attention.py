@@ -28,9 +28,8 @@ class Pointwise(nn.Conv2d):
             start = torch.addcmul(start, self.weight[:, -1], beside)
         if not maps.is_contiguous():
             return F.conv2d(maps, weight) + start
-        flat = _positions(maps)
         start = start.expand(maps.shape[0], -1, *maps.shape[2:]).flatten(2)
-        mixed = torch.baddbmm(start, weight.flatten(1).expand(maps.shape[0], -1, -1), flat)
+        mixed = torch.baddbmm(start, weight.flatten(1).expand(maps.shape[0], -1, -1), maps.flatten(2))
         return mixed.reshape(maps.shape[0], -1, *maps.shape[2:])
 
 

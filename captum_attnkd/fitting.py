@@ -183,8 +183,10 @@ class Fit:
         if self.at.mirror is None:
             self.at.mirror = validation.bears_mirroring()
         if self.at.stage == 0:
+            # A compact student learns from them what else the model says; a grafted one knows that from the model's own layers.
+            masked = not (self.differentiable and surrogate.student.grafted)
             distillation = Distillation(
-                surrogate.student, ask, pixels, masked=not self.differentiable, mirror=self.at.mirror, fast=self.fast
+                surrogate.student, ask, pixels, masked=masked, mirror=self.at.mirror, fast=self.fast
             )
             self._stage(distillation, surrogate.student, lambda: validation.distillation(distillation), "distil")
         surrogate.student.eval()

@@ -40,7 +40,7 @@ class Distillation(nn.Module):
         supervision: weight of each level's own logits.
         attention_charge: weight of the attended area: without it a student grafted on the target is right from the
             start, and its attention learns nothing.
-        masked: whether two images of three have parts replaced: a student that is to judge such images must be right about them.
+        masked: whether two images of three have parts replaced: they tell more of the target, and a judge must be right about them.
         mirror: whether images are mirrored at random.
         fast: context for passes in lower precision: those without a gradient, and the trunk's own where it is taught and that pays.
     """

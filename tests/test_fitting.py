@@ -69,9 +69,9 @@ def test_images_are_mirrored_only_where_the_model_names_the_same_class(symmetric
     assert was_sent(learned.flip(3)) == symmetric
 
 
-@pytest.mark.parametrize("differentiable", [True, False])
-def test_images_are_masked_for_a_student_that_will_judge_and_for_no_other(
-    differentiable: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("student", ["grafted", "compact", "of a function"])
+def test_images_are_masked_for_a_student_of_its_own_layers_and_for_no_other(
+    student: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
 
@@ -81,9 +81,12 @@ def test_images_are_masked_for_a_student_that_will_judge_and_for_no_other(
 
     monkeypatch.setattr(objectives, "randomly_masked", masked)
     net = random_net(0)
-    target = net if differentiable else (lambda images: net(images).detach())
-    fit_quickly(AttentiveKDAttribution(target, student="compact"), loader_of(40, 1))
-    assert bool(made) != differentiable
+    if student == "of a function":
+        attribution = AttentiveKDAttribution(lambda images: net(images).detach())
+    else:
+        attribution = AttentiveKDAttribution(net, student=student)  # type: ignore[arg-type]
+    fit_quickly(attribution, loader_of(40, 1))
+    assert bool(made) == (student != "grafted")
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
